@@ -1,0 +1,35 @@
+package state
+
+import "time"
+
+// The folder of a state directory looks like this, with <repository> the 32 hex
+// characters of the repository's id and <machine> the operator's name for it:
+//
+//	repositories/<repository>/probe.json
+//	repositories/<repository>/machines/<machine>.json
+//	repositories/<repository>/machines/<machine>.lock
+//	cache/                                              only when asked for
+const (
+	repositoriesFolder = "repositories"
+	machinesFolder     = "machines"
+	probeFile          = "probe.json"
+	journalSuffix      = ".json"
+	lockSuffix         = ".lock"
+	cacheFolder        = "cache"
+
+	folderMode = 0o700
+	fileMode   = 0o600
+
+	// fileVersion is raised when an older program would misread a file. A file
+	// with another version counts as absent.
+	fileVersion = 1
+
+	// fileBytesMax bounds what is read back. A journal with a thousand disks
+	// stays far below it.
+	fileBytesMax = 4 << 20
+
+	// holderRetries and holderPause bound how long a refused lock waits for its
+	// holder to write down who it is: the holder locks first and writes after.
+	holderRetries = 5
+	holderPause   = 20 * time.Millisecond
+)
