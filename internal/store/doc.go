@@ -17,7 +17,7 @@
 // cannot be both.
 //
 // Concurrency: every method of a Store may be called from any number of
-// goroutines at once. A call returns soon after its context ends; the outcome of
-// a Put that returned any error but ErrExists, ErrDenied, ErrFull and ErrInvalid
-// is unknown: the object may be there, or may appear later (I7).
+// goroutines at once. A call returns soon after its context ends. The outcome of
+// a Put that returned any error but ErrExists and ErrInvalid is unknown: the
+// object may be there, or may appear later (I7).
 package store

@@ -105,19 +105,19 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) (io.ReadClose
 		f.Close()
 		return nil, err
 	}
-	r := &reader{ctx: ctx, f: f, off: off}
+	r := &reader{ended: ctx.Err, f: f, off: off}
 	return store.Exact(r, key, n, store.ErrCorrupt), nil
 }
 
 // reader reads a file from off on and ends with its context.
 type reader struct {
-	ctx context.Context
-	f   *os.File
-	off int64
+	ended func() error
+	f     *os.File
+	off   int64
 }
 
 func (r *reader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
+	if err := r.ended(); err != nil {
 		return 0, err
 	}
 	n, err := r.f.ReadAt(p, r.off)

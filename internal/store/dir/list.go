@@ -24,7 +24,8 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[store.Info, e
 		}
 		// Only the folders that the prefix leads into can hold a match.
 		folder, _ := path.Split(prefix)
-		w := walk{s: s, ctx: ctx, prefix: prefix, yield: yield}
+		w := walk{root: s.root, prefix: prefix, yield: yield, ended: ctx.Err}
+		w.stat = func(key string) (store.Info, error) { return s.Stat(ctx, key) }
 		if _, err := os.Stat(s.root); err != nil {
 			yield(store.Info{}, classify("list", prefix, err))
 			return
@@ -34,20 +35,21 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[store.Info, e
 }
 
 type walk struct {
-	s      *Store
-	ctx    context.Context
+	root   string
 	prefix string
+	stat   func(key string) (store.Info, error)
+	ended  func() error // the error of the context
 	yield  func(store.Info, error) bool
 }
 
 // folder yields what is below the folder with the given key, which is empty or
 // ends with a slash. It reports whether to go on.
 func (w *walk) folder(folder string) bool {
-	if err := w.ctx.Err(); err != nil {
+	if err := w.ended(); err != nil {
 		w.yield(store.Info{}, store.Fail("list", w.prefix, nil, err, ""))
 		return false
 	}
-	entries, err := os.ReadDir(filepath.Join(w.s.root, filepath.FromSlash(folder)))
+	entries, err := os.ReadDir(filepath.Join(w.root, filepath.FromSlash(folder)))
 	if errors.Is(err, fs.ErrNotExist) || isFile(err) {
 		return true // nothing there
 	}
@@ -75,7 +77,7 @@ func (w *walk) object(key string) bool {
 	if !strings.HasPrefix(key, w.prefix) {
 		return true
 	}
-	info, err := w.s.Stat(w.ctx, key)
+	info, err := w.stat(key)
 	if errors.Is(err, store.ErrNotFound) {
 		return true // deleted since
 	}

@@ -69,7 +69,7 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) (io.ReadClose
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{ctx: ctx, r: bytes.NewReader(o.b[off : off+n])}
+	r := &reader{ended: ctx.Err, r: bytes.NewReader(o.b[off : off+n])}
 	return store.Exact(r, key, n, store.ErrCorrupt), nil
 }
 
@@ -149,12 +149,12 @@ func begin(ctx context.Context, op, key string) error {
 
 // reader ends with the context, as the readers of slower stores do.
 type reader struct {
-	ctx context.Context
-	r   *bytes.Reader
+	ended func() error
+	r     *bytes.Reader
 }
 
 func (r *reader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
+	if err := r.ended(); err != nil {
 		return 0, err
 	}
 	return r.r.Read(p)
