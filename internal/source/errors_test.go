@@ -74,6 +74,7 @@ func TestOnlyOurCleanlySavedBitmapsAreUsable(t *testing.T) {
 		{BitmapEvidence{Family: name, Ours: true}, true},
 		{BitmapEvidence{Family: name, Ours: true, Recording: true}, true},
 		{BitmapEvidence{Family: name, Ours: true, InUse: true}, false},
+		{BitmapEvidence{Family: name, Ours: true, Problem: "set bits beyond the end"}, false},
 		{BitmapEvidence{Recording: true}, false},
 	} {
 		if got := c.b.Usable(); got != c.want {

@@ -28,6 +28,8 @@ type DiskEvidence struct {
 	// Err says why this disk cannot be backed up at all; nil: it can. With an
 	// error only Name and Path mean anything.
 	Err error
+	// Version is that of the qcow2 format, 2 or 3; 0: the image is raw.
+	Version int
 	// SizeBytes is the virtual size.
 	SizeBytes int64
 	// Facts is what a record keeps of the image.
@@ -39,6 +41,12 @@ type DiskEvidence struct {
 	// unusable for itself.
 	BitmapsUsable bool
 	Why           string
+	// BitmapsPossible says that Commit can start a family in this image.
+	BitmapsPossible bool
+	// FamilyInLayers is how many layers of the chain hold bitmaps with our
+	// family's names; more than one means that somebody put an image on top of
+	// ours, or copied one.
+	FamilyInLayers int
 }
 
 // BitmapEvidence is one bitmap of an image.
@@ -51,7 +59,10 @@ type BitmapEvidence struct {
 	// Recording says that writers must record into it.
 	Recording bool
 	// InUse says that it was not saved properly and must not be believed.
-	InUse            bool
+	InUse bool
+	// Problem says in a few words why the bits cannot be believed, other than
+	// InUse; empty: nothing is known against them.
+	Problem          string
 	GranularityBytes int64
 	// DirtyBytes is the number of set bits times the granularity; -1 when it
 	// was not counted, because the bitmap is not ours or cannot be believed.
@@ -60,4 +71,4 @@ type BitmapEvidence struct {
 
 // Usable says that the bitmap's bits may be believed, in an image whose bitmaps
 // are usable.
-func (b BitmapEvidence) Usable() bool { return b.Ours && !b.InUse }
+func (b BitmapEvidence) Usable() bool { return b.Ours && !b.InUse && b.Problem == "" }
