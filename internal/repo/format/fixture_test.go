@@ -1,7 +1,8 @@
 package format
 
 import (
-	"fmt"
+	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -108,19 +109,6 @@ func fixedRecord(t testing.TB) *Record {
 	}
 }
 
-// fixedBlocks gives n blocks that compress, each different.
-func fixedBlocks(seed byte, n int, blockBytes int) []byte {
-	var b []byte
-	for i := range n {
-		block := make([]byte, 0, blockBytes)
-		for line := 0; len(block) < blockBytes; line++ {
-			block = fmt.Appendf(block, "seed %d block %d line %d\n", seed, i, line)
-		}
-		b = append(b, block[:blockBytes]...)
-	}
-	return b
-}
-
 func fixedCodec(t testing.TB, blockBytes int64) *Codec {
 	t.Helper()
 	c, err := NewCodec(blockBytes, 2)
@@ -130,15 +118,29 @@ func fixedCodec(t testing.TB, blockBytes int64) *Codec {
 	return c
 }
 
-func fixedFrame(t testing.TB, seed byte, disk uint16, first int64, n int, blockBytes int64) (Frame, []byte) {
-	t.Helper()
-	blocks := fixedBlocks(seed, n, int(blockBytes))
-	hasher := NewBlockHasher(HashKey(fixedBytes(104, 32)))
-	f := Frame{Disk: disk, FirstBlock: first, Compressed: fixedCodec(t, blockBytes).Compress(nil, blocks)}
-	for i := range n {
-		f.Hashes = append(f.Hashes, hasher.Sum(blocks[int64(i)*blockBytes:int64(i+1)*blockBytes]))
+func fixedHasher() *BlockHasher { return NewBlockHasher(HashKey(fixedBytes(104, 32))) }
+
+// letterFrame gives a frame of one block of 16 KiB for each letter, full of that
+// letter, and its plain bytes. The zstd frame (RFC 8878) is written by hand, one
+// RLE block for each letter, so that golden files do not depend on a compressor.
+func letterFrame(disk uint16, first int64, letters string) (Frame, []byte) {
+	size := len(letters) * MinBlockBytes
+	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x60} // magic; single segment, 2 bytes of size
+	frame = binary.LittleEndian.AppendUint16(frame, uint16(size-256))
+	f := Frame{Disk: disk, FirstBlock: first}
+	var plain []byte
+	for i := range len(letters) {
+		head := uint32(MinBlockBytes<<3 | 1<<1) // RLE
+		if i == len(letters)-1 {
+			head |= 1 // last block
+		}
+		frame = append(frame, byte(head), byte(head>>8), byte(head>>16), letters[i])
+		block := bytes.Repeat([]byte(letters[i:i+1]), MinBlockBytes)
+		f.Hashes = append(f.Hashes, fixedHasher().Sum(block))
+		plain = append(plain, block...)
 	}
-	return f, blocks
+	f.Compressed = frame
+	return f, plain
 }
 
 func fixedPackHeader(t testing.TB, seq uint32, blockBytes int64) PackHeader {
@@ -151,8 +153,8 @@ func fixedPackHeader(t testing.TB, seq uint32, blockBytes int64) PackHeader {
 func fixedPack(t testing.TB) (SealedPack, []byte) {
 	t.Helper()
 	w := NewPackWriter(fixedPackHeader(t, 3, MinBlockBytes), 1<<20)
-	f1, plain1 := fixedFrame(t, 1, 0, 62, 2, MinBlockBytes)
-	f2, plain2 := fixedFrame(t, 2, 1, 1<<40, 1, MinBlockBytes)
+	f1, plain1 := letterFrame(0, 62, "AB")
+	f2, plain2 := letterFrame(1, 1<<40, "C")
 	if n, err := w.AppendFrame(f1); err != nil || n != 0 {
 		t.Fatal(n, err)
 	}

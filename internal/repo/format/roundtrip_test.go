@@ -72,7 +72,7 @@ func TestEveryTruncationOfEveryObjectIsRefused(t *testing.T) {
 func TestPackIndexFindsFramesAndHashesByOrdinal(t *testing.T) {
 	p, plain := fixedPack(t)
 	codec := fixedCodec(t, MinBlockBytes)
-	hasher := NewBlockHasher(HashKey(fixedBytes(104, 32)))
+	hasher := fixedHasher()
 	if p.Index.DataBlocks() != 3 {
 		t.Fatalf("%d data blocks", p.Index.DataBlocks())
 	}
