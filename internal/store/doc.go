@@ -3,7 +3,7 @@
 //
 // It leaves to others what the keys mean and what the bytes are. Drivers are
 // the packages dir (a local folder), s3 and mem; the decorators retry, limit,
-// observe and fault wrap any Store and are one themselves; open stacks them;
+// observe and fault wrap any Store and are one themselves; location stacks them;
 // storetest is the suite that each of them passes.
 //
 // Objects are written once. Put never replaces an object (I4), and an object is

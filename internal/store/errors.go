@@ -7,9 +7,11 @@ import (
 
 // The classes of errors. The class decides what callers do, the text explains.
 var (
-	// ErrNotFound: there is no such object; or, from opening a store, no such
-	// folder or bucket.
+	// ErrNotFound: there is no such object.
 	ErrNotFound = errors.New("not found")
+	// ErrNoStore: there is no such folder or bucket, or it has gone. It is kept
+	// apart from ErrNotFound because nothing may be concluded from it (I7).
+	ErrNoStore = errors.New("no store there")
 	// ErrExists: the key was taken before; the object there is not ours, or is
 	// of an earlier attempt.
 	ErrExists = errors.New("already exists")

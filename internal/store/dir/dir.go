@@ -26,6 +26,7 @@ type Options struct {
 // Store is a store.Store in a folder.
 type Store struct {
 	root string
+	self os.FileInfo // the root as it was at Open
 	fs   FS
 	now  func() time.Time
 
@@ -36,7 +37,7 @@ type Store struct {
 var _ store.Store = (*Store)(nil)
 
 // Open returns the store in the folder path, which stays relative when it is.
-// A missing folder is ErrNotFound unless Options.Create is set: making it unasked
+// A missing folder is ErrNoStore unless Options.Create is set: making it unasked
 // would fill the disk below a mount point that is not mounted.
 func Open(path string, o Options) (*Store, error) {
 	s := &Store{root: filepath.Clean(path), fs: o.FS, now: o.Now, durable: map[string]bool{}}
@@ -57,12 +58,13 @@ func Open(path string, o Options) (*Store, error) {
 	info, err := os.Stat(s.root)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, store.Fail("open", "", store.ErrNotFound, err, "mount it, or create the repository with: qbackup init")
+		return nil, store.Fail("open", "", store.ErrNoStore, err, "mount it, or create the repository with: qbackup init")
 	case err != nil:
 		return nil, classify("open", "", err)
 	case !info.IsDir():
 		return nil, store.Fail("open", "", store.ErrInvalid, fmt.Errorf("%s is not a folder", s.root), "")
 	}
+	s.self = info
 	return s, nil
 }
 
@@ -76,7 +78,7 @@ func (s *Store) Stat(ctx context.Context, key string) (store.Info, error) {
 		err = fs.ErrNotExist // a folder on the way to other keys
 	}
 	if err != nil {
-		return store.Info{}, classify("stat", key, err)
+		return store.Info{}, s.lookupError("stat", key, err)
 	}
 	return store.Info{Key: key, Size: info.Size(), Modified: info.ModTime()}, nil
 }
@@ -90,7 +92,7 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) (io.ReadClose
 	// folder from reading elsewhere or hanging.
 	f, err := os.OpenFile(s.path(key), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, classify("get", key, err)
+		return nil, s.lookupError("get", key, err)
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
@@ -126,6 +128,29 @@ func (r *reader) Read(p []byte) (int, error) {
 }
 
 func (r *reader) Close() error { return r.f.Close() }
+
+// lookupError classifies an error of looking for an object. That an object is
+// missing is believed only while the folder of the store is the one that was
+// opened: below an unmounted mount point everything is missing (I7).
+func (s *Store) lookupError(op, key string, err error) error {
+	failed := classify(op, key, err)
+	if !errors.Is(failed, store.ErrNotFound) {
+		return failed
+	}
+	if gone := s.gone(); gone != nil {
+		return store.Fail(op, key, store.ErrNoStore, gone, "is it mounted?")
+	}
+	return failed
+}
+
+// gone returns an error when the root is no longer what was opened.
+func (s *Store) gone() error {
+	info, err := os.Stat(s.root)
+	if err == nil && !os.SameFile(info, s.self) {
+		err = fmt.Errorf("%s is another folder than before", s.root)
+	}
+	return err
+}
 
 func (s *Store) path(key string) string {
 	return filepath.Join(s.root, filepath.FromSlash(key))

@@ -26,11 +26,13 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[store.Info, e
 		folder, _ := path.Split(prefix)
 		w := walk{root: s.root, prefix: prefix, yield: yield, ended: ctx.Err}
 		w.stat = func(key string) (store.Info, error) { return s.Stat(ctx, key) }
-		if _, err := os.Stat(s.root); err != nil {
-			yield(store.Info{}, classify("list", prefix, err))
+		if !w.folder(folder) {
 			return
 		}
-		w.folder(folder)
+		// Checked last, so that the folder was there all the time.
+		if err := s.gone(); err != nil {
+			yield(store.Info{}, store.Fail("list", prefix, store.ErrNoStore, err, "is it mounted?"))
+		}
 	}
 }
 

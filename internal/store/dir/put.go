@@ -16,6 +16,9 @@ func (s *Store) Put(ctx context.Context, key string, body store.Body, _ store.Pu
 	if err := begin(ctx, "put", key); err != nil {
 		return err
 	}
+	if err := s.gone(); err != nil {
+		return store.Fail("put", key, store.ErrNoStore, err, "is it mounted?")
+	}
 	final := s.path(key)
 	folder := filepath.Dir(final)
 	if err := s.makeFolder(folder); err != nil {
@@ -58,7 +61,7 @@ func (s *Store) exists(key, folder string) error {
 func putError(key string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return store.Fail("put", key, store.ErrDenied, hide(err), "the folder of the repository has gone; is it mounted?")
+		return store.Fail("put", key, store.ErrNoStore, hide(err), "is it mounted?")
 	case errors.Is(err, fs.ErrExist):
 		return store.Fail("put", key, store.ErrInvalid, hide(err), "")
 	}

@@ -29,7 +29,10 @@ type latePut struct {
 	send func(context.Context) error
 }
 
-var _ store.Store = (*Store)(nil)
+var (
+	_ store.Store   = (*Store)(nil)
+	_ store.Wrapper = (*Store)(nil)
+)
 
 // errPlanned is the cause in every error that a rule makes.
 var errPlanned = errors.New("planned fault")
@@ -125,6 +128,9 @@ func (h hits) err(k Kind, op, key string) error {
 	}
 	return store.Fail(op, key, class, errPlanned, "")
 }
+
+// Unwrap implements store.Wrapper.
+func (s *Store) Unwrap() store.Store { return s.inner }
 
 // Put implements store.Store.
 func (s *Store) Put(ctx context.Context, key string, body store.Body, o store.PutOptions) error {

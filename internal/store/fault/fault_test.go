@@ -168,7 +168,8 @@ func TestChanceIsTheSameForTheSameSeed(t *testing.T) {
 		}
 		return hits
 	}
-	if run(1) != run(1) || run(1) == run(2) {
-		t.Error("chance does not follow the seed")
+	first, again, other := run(1), run(1), run(2)
+	if first != again || first == other {
+		t.Errorf("chance does not follow the seed:\n%s\n%s\n%s", first, again, other)
 	}
 }

@@ -38,7 +38,10 @@ type Store struct {
 	answered atomic.Bool
 }
 
-var _ store.Store = (*Store)(nil)
+var (
+	_ store.Store   = (*Store)(nil)
+	_ store.Wrapper = (*Store)(nil)
+)
 
 // New wraps inner.
 func New(inner store.Store, o Options) *Store {
@@ -73,6 +76,9 @@ func (s *Store) again(ctx context.Context, op, key string, try func() error) err
 		}
 	}
 }
+
+// Unwrap implements store.Wrapper.
+func (s *Store) Unwrap() store.Store { return s.inner }
 
 // Put implements store.Store.
 func (s *Store) Put(ctx context.Context, key string, body store.Body, o store.PutOptions) error {
