@@ -100,10 +100,9 @@ const (
 	entryCopied     = 1 << 63 // the refcount of the target is exactly one
 	l1ReservedMask  = 0x7f000000000001ff
 
-	l2Compressed           = 1 << 62
-	l2Zero                 = 1 << 0 // standard entries of version 3 only
-	l2ReservedMask         = 0x3f000000000001fe
-	l2ExtendedReservedMask = 0x3f000000000001fe // bit 0 is unused there
+	l2Compressed   = 1 << 62
+	l2Zero         = 1 << 0 // standard entries of version 3 only
+	l2ReservedMask = 0x3f000000000001fe
 )
 
 // Compression types of the header.
@@ -111,6 +110,3 @@ const (
 	compressionDeflate = 0
 	compressionZstd    = 1
 )
-
-// snapshotFixedBytes is the part of a snapshot table entry that every entry has.
-const snapshotFixedBytes = 40
