@@ -24,7 +24,7 @@ var floors = map[string]int{
 	"internal/qcow2": 0, "internal/store": 0,
 	"internal/store/dir": 0, "internal/store/s3": 0, "internal/store/mem": 0, "internal/store/retry": 0,
 	"internal/store/limit": 0, "internal/store/observe": 0, "internal/store/fault": 0, "internal/store/probe": 0,
-	"internal/store/open": 0,
+	"internal/store/location": 0,
 
 	"internal/repo/format": 0, // bytes and values: source keeps its facts in them
 
