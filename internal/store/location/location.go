@@ -77,7 +77,7 @@ func parseS3(rest string) (Location, error) {
 	case err != nil:
 		return l, errors.New("is no valid address")
 	case u.Scheme != "http" && u.Scheme != "https":
-		return l, errors.New("needs http:// or https:// and a host, or // and a bucket, after s3:")
+		return l, errors.New("needs http:// or https:// and a host after s3:, or // and a bucket")
 	case u.User != nil:
 		return l, errors.New("holds a user name; keys belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 	case u.Hostname() == "" || strings.ContainsAny(u.Host, "@ "):
