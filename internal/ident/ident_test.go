@@ -229,3 +229,36 @@ func FuzzParseBitmapName(f *testing.F) {
 		}
 	})
 }
+
+func TestIdentifiersComeBackThroughJSON(t *testing.T) {
+	type all struct {
+		Run     RunID
+		Name    MachineName
+		Machine MachineID
+		Family  FamilyID
+	}
+	want := all{Run: RunID{1, 2}, Name: "vm-1", Machine: MachineID{3}, Family: FamilyID{4}}
+	b, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got all
+	if err := json.Unmarshal(b, &got); err != nil || got != want {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	for _, s := range []string{`{"Name":"A"}`, `{"Name":""}`, `{"Machine":"00"}`, `{"Family":"x"}`, `{"Run":""}`} {
+		if err := json.Unmarshal([]byte(s), &got); !errors.Is(err, ErrSyntax) {
+			t.Errorf("%s gave %v", s, err)
+		}
+	}
+	if !(MachineID{}).IsZero() || want.Machine.IsZero() {
+		t.Error("IsZero is wrong")
+	}
+}
+
+func TestErrorsRepeatOnlyTheStartOfLongTexts(t *testing.T) {
+	_, err := ParseMachineName(strings.Repeat("x", 10_000))
+	if err == nil || len(err.Error()) > 300 || !strings.Contains(err.Error(), "machine name") {
+		t.Errorf("%v", err)
+	}
+}

@@ -17,7 +17,7 @@ func TestFramesStayWithinOneWindow(t *testing.T) {
 		for n := int64(0); n <= 17; n++ {
 			for _, first := range []int64{0, 1, perWindow - 1, perWindow, 5*perWindow - n, 5 * perWindow, MaxDiskBlocks - n, MaxDiskBlocks, -1} {
 				good := n >= 1 && n <= MaxFrameBlocks && first >= 0 && first+n <= MaxDiskBlocks && first%perWindow+n <= perWindow
-				w := NewPackWriter(fixedPackHeader(t, 0, blockBytes), 1<<20)
+				w := NewPackWriter(fixedPackHeader(t, 0, blockBytes), 4<<10)
 				_, err := w.AppendFrame(Frame{FirstBlock: first, Compressed: []byte("x"), Hashes: make([]BlockHash, n)})
 				if good != (err == nil) || err != nil && !errors.Is(err, ErrInvalid) {
 					t.Errorf("%d blocks of %d bytes from %d: %v", n, blockBytes, first, err)
