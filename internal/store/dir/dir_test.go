@@ -20,3 +20,7 @@ func openNew(t testing.TB, o dir.Options) *dir.Store {
 func TestFolderKeepsThePromisesOfAStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store { return openNew(t, dir.Options{}) })
 }
+
+func BenchmarkPutAndGetOf16MiB(b *testing.B) {
+	storetest.Bench(b, openNew(b, dir.Options{}), store.NewBody(storetest.Bytes(1, 16<<20)))
+}
