@@ -54,14 +54,17 @@ func (OS) Link(temp, final string) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.ENOSYS) {
 		return err
 	}
-	rename := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, final, unix.RENAME_NOREPLACE)
-	switch {
-	case rename == nil || errors.Is(rename, unix.EEXIST):
-		return wrapPath("rename", final, rename)
-	case errors.Is(rename, unix.EINVAL) || errors.Is(rename, unix.ENOSYS):
-		return wrapPath("link", final, errNoExclusiveLink)
+	return RenameExclusive(temp, final)
+}
+
+// RenameExclusive renames temp to final and fails with fs.ErrExist when final
+// exists.
+func RenameExclusive(temp, final string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, final, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = errNoExclusiveLink
 	}
-	return wrapPath("rename", final, rename)
+	return wrapPath("rename", final, err)
 }
 
 // errNoExclusiveLink: two writers of one name could not be told apart.

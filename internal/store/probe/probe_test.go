@@ -52,7 +52,7 @@ func TestGoodStoresPass(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := storetest.S3(t)
-	bucket := openS3(t, server, nil)
+	bucket := openS3(t, server, func(o *s3.Options) { o.Prefix = "bucket" })
 	agent := openS3(t, server.Agent(t), func(o *s3.Options) { o.Prefix = "agent" })
 	for name, s := range map[string]store.Store{"memory": mem.New(), "folder": folder, "bucket": retry.New(bucket, retry.Options{}), "agent": agent} {
 		t.Run(name, func(t *testing.T) {
