@@ -193,3 +193,11 @@ func readBitmapDirectory(f io.ReaderAt, h *Header, fileSize int64) (list []Bitma
 	list, err = ParseBitmapDirectory(raw, h)
 	return list, raw, err
 }
+
+// Bitmaps returns the bitmaps of the image in the order of the directory, after
+// all checks that make QEMU refuse an image for its directory. When
+// Header.BitmapsValid is false they are stale: QEMU has none then.
+func (m *Image) Bitmaps() ([]Bitmap, error) {
+	list, _, err := readBitmapDirectory(m.file, m.header, m.fileBytes)
+	return list, err
+}

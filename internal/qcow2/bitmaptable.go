@@ -61,3 +61,9 @@ func readBitmapTable(f io.ReaderAt, h *Header, b Bitmap, fileSize int64) ([]uint
 	}
 	return ParseBitmapTable(raw, h, b, fileSize)
 }
+
+// BitmapTable reads the table of one of the image's bitmaps: see
+// ParseBitmapTable.
+func (m *Image) BitmapTable(b Bitmap) ([]uint64, error) {
+	return readBitmapTable(m.file, m.header, b, m.fileBytes)
+}
