@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,12 +41,58 @@ func bitmapName(t testing.TB, stamp, prev int) string {
 	return n.String()
 }
 
-// newImage makes an image with qemu-img.
-func newImage(t testing.TB, size string, options ...string) string {
+// templates are images that tests begin with, made once by QEMU's own tools.
+var templates sync.Map
+
+// copyOf gives a test its own copy of the image that prepare makes.
+func copyOf(t testing.TB, name string, prepare func(path string)) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
-	testtool.Run(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, options...), path, size)...)
+	if b, ok := templates.Load(name); ok {
+		if err := os.WriteFile(path, b.([]byte), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	prepare(path)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	templates.Store(name, b)
 	return path
+}
+
+// newImage makes an empty image.
+func newImage(t testing.TB, size string, options ...string) string {
+	t.Helper()
+	return copyOf(t, fmt.Sprint(size, options), func(path string) {
+		testtool.Run(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, options...), path, size)...)
+	})
+}
+
+// withBitmap makes an image that has bitmap 1 of our family with one dirty bit.
+func withBitmap(t testing.TB) string {
+	t.Helper()
+	return copyOf(t, "with bitmap", func(path string) {
+		testtool.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "8M")
+		addBitmap(t, path, bitmapName(t, 1, 0))
+		qemuIO(t, path, "write -P 2 2M 64k")
+	})
+}
+
+// twoBitmaps makes an image in which bitmap 1 is frozen and bitmap 2 records,
+// with one dirty bit each.
+func twoBitmaps(t testing.TB) string {
+	t.Helper()
+	return copyOf(t, "two bitmaps", func(path string) {
+		testtool.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "8M")
+		addBitmap(t, path, bitmapName(t, 1, 0))
+		qemuIO(t, path, "write -P 1 1M 64k")
+		testtool.Run(t, "qemu-img", "bitmap", "--disable", path, bitmapName(t, 1, 0))
+		addBitmap(t, path, bitmapName(t, 2, 1))
+		qemuIO(t, path, "write -P 2 2M 64k")
+	})
 }
 
 func addBitmap(t testing.TB, path, name string, more ...string) {
