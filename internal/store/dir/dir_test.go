@@ -175,7 +175,7 @@ func TestRenamingReplacesNothingWhereLinksAreMissing(t *testing.T) {
 
 // noLinks is a file system without hard links: Link of the operating system then
 // renames, as dir.OS does after EPERM.
-type noLinks struct{ dir.OS }
+type noLinks struct{ noSync }
 
 func (noLinks) Link(temp, final string) error {
 	return dir.RenameExclusive(temp, final)

@@ -106,6 +106,13 @@ func TestABucketWithoutConditionsOrChecksumsIsFoundOut(t *testing.T) {
 	}
 }
 
+func TestARealServerThatIgnoresConditionsIsFoundOut(t *testing.T) {
+	v := full(t, openS3(t, storetest.S3(t, "--nometa"), nil))
+	if v.CreateOnly != probe.No || v.Exclusive() || len(v.Problems) == 0 {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestBadStoresAreFoundOut(t *testing.T) {
 	always := func(r fault.Rule) fault.Rule { r.Count = fault.Forever; return r }
 	for name, c := range map[string]struct {

@@ -42,8 +42,9 @@ type Server struct {
 const startTimeout = 30 * time.Second
 
 // S3 starts a server and stops it when the test ends. Without the program
-// versitygw the test is skipped, as testtool.Need says.
-func S3(t testing.TB) *Server {
+// versitygw the test is skipped, as testtool.Need says. Options are those of its
+// posix command; "--nometa" makes it a server that ignores conditions.
+func S3(t testing.TB, options ...string) *Server {
 	t.Helper()
 	binary := testtool.Need(t, "versitygw")
 	root := t.TempDir()
@@ -58,7 +59,8 @@ func S3(t testing.TB) *Server {
 	s.Host = freeAddress(t)
 	s.Endpoint = "http://" + s.Host
 	s.args = []string{"--port", s.Host, "--region", s.Region, "--iam-dir", filepath.Join(root, "users"), "--iam-cache-disable",
-		"--quiet", "--keep-alive", "--health", "/health", "posix", filepath.Join(root, "objects")}
+		"--quiet", "--keep-alive", "--health", "/health", "posix"}
+	s.args = append(append(s.args, options...), filepath.Join(root, "objects"))
 	t.Cleanup(s.Stop)
 	s.Start(t)
 	if err := s.client(t).MakeBucket(t.Context(), s.Bucket, minio.MakeBucketOptions{Region: s.Region}); err != nil {
