@@ -118,16 +118,3 @@ func checkEntry(entry uint64, clusterBytes int64) error {
 	}
 	return nil
 }
-
-// bits returns the number of bits that stand for bytes of the disk.
-func (b *Bitmap) bits() int64 { return ceilDiv(b.SizeBytes, b.GranularityBytes) }
-
-// offset returns where on the disk a bit's bytes begin; bits() gives the end
-// of the disk.
-func (b *Bitmap) offset(bit int64) int64 {
-	// Only the last bit's end can pass the end of the disk, or overflow.
-	if bit >= b.bits() {
-		return b.SizeBytes
-	}
-	return bit * b.GranularityBytes
-}

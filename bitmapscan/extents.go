@@ -15,7 +15,11 @@ import (
 // Errors are *Error, or the error of ctx.
 func (b *Bitmap) Extents(ctx context.Context) extent.Seq {
 	return func(yield func(extent.Extent, error) bool) {
-		r := runs{bitmap: b, yield: yield, start: -1}
+		if err := b.Validate(); err != nil {
+			yield(extent.Extent{}, err)
+			return
+		}
+		r := newRuns(b, yield)
 		for p, err := range b.pieces(ctx) {
 			if err != nil {
 				yield(extent.Extent{}, err)
@@ -25,16 +29,37 @@ func (b *Bitmap) Extents(ctx context.Context) extent.Seq {
 				return
 			}
 		}
-		r.end(b.bits())
+		r.end(r.bits)
 	}
 }
 
 // runs turns pieces into extents.
 type runs struct {
-	bitmap *Bitmap
-	yield  func(extent.Extent, error) bool
-	start  int64 // first bit of the run that is open, -1 if none is
-	slots  *[edgeSlots]uint32
+	yield func(extent.Extent, error) bool
+	start int64 // first bit of the run that is open, -1 if none is
+	slots *[edgeSlots]uint32
+
+	bits, sizeBytes int64
+	granularityBits uint
+}
+
+func newRuns(b *Bitmap, yield func(extent.Extent, error) bool) runs {
+	return runs{
+		yield: yield,
+		start: -1,
+		bits:  ceilDiv(b.SizeBytes, b.GranularityBytes), sizeBytes: b.SizeBytes,
+		granularityBits: uint(bits.TrailingZeros64(uint64(b.GranularityBytes))),
+	}
+}
+
+// offset returns where on the disk a bit's bytes begin; for the number of bits
+// it is the end of the disk.
+func (r *runs) offset(bit int64) int64 {
+	// Only the last bit's end can pass the end of the disk, or overflow.
+	if bit >= r.bits {
+		return r.sizeBytes
+	}
+	return bit << r.granularityBits
 }
 
 // take goes through one piece; false says that the consumer has left.
@@ -56,15 +81,32 @@ func (r *runs) take(p piece) bool {
 			before = 1
 		}
 		n := edges(r.slots, part, before)
-		for _, edge := range r.slots[:n] {
-			if r.start < 0 {
-				r.start = at + int64(edge)
-			} else if !r.end(at + int64(edge)) {
-				return false
-			}
+		if !r.pair(r.slots[:n], at) {
+			return false
 		}
 		words = words[len(part):]
 		at += int64(len(part)) * 8
+	}
+	return true
+}
+
+// pair takes edges, counted from bit at, two by two: the runs between them.
+func (r *runs) pair(edges []uint32, at int64) bool {
+	if r.start >= 0 && len(edges) > 0 {
+		if !r.end(at + int64(edges[0])) {
+			return false
+		}
+		edges = edges[1:]
+	}
+	for ; len(edges) >= 2; edges = edges[2:] {
+		off := r.offset(at + int64(edges[0]))
+		end := r.offset(at + int64(edges[1]))
+		if !r.yield(extent.Extent{Off: off, Len: end - off}, nil) {
+			return false
+		}
+	}
+	if len(edges) == 1 {
+		r.start = at + int64(edges[0])
 	}
 	return true
 }
@@ -80,9 +122,9 @@ func (r *runs) end(bit int64) bool {
 	if r.start < 0 {
 		return true
 	}
-	off := r.bitmap.offset(r.start)
+	off := r.offset(r.start)
 	r.start = -1
-	return r.yield(extent.Extent{Off: off, Len: r.bitmap.offset(bit) - off}, nil)
+	return r.yield(extent.Extent{Off: off, Len: r.offset(bit) - off}, nil)
 }
 
 // Count returns the number of set bits. The dirty bytes that are reported for
@@ -91,6 +133,9 @@ func (r *runs) end(bit int64) bool {
 //
 // Errors are *Error, or the error of ctx.
 func (b *Bitmap) Count(ctx context.Context) (setBits int64, err error) {
+	if err := b.Validate(); err != nil {
+		return 0, err
+	}
 	for p, err := range b.pieces(ctx) {
 		if err != nil {
 			return 0, err

@@ -41,14 +41,10 @@ func kindOf(entry uint64) kind {
 	return clean
 }
 
-// pieces streams the whole bitmap in order, without gaps.
+// pieces streams the whole of a validated bitmap in order, without gaps.
 func (b *Bitmap) pieces(ctx context.Context) iter.Seq2[piece, error] {
 	return func(yield func(piece, error) bool) {
-		if err := b.Validate(); err != nil {
-			yield(piece{}, err)
-			return
-		}
-		bitsPerEntry, bits := b.ClusterBytes*8, b.bits()
+		bitsPerEntry, bits := b.ClusterBytes*8, ceilDiv(b.SizeBytes, b.GranularityBytes)
 		var buffer []byte
 		for i := 0; i < len(b.Table); {
 			n := b.alike(i)
