@@ -1,23 +1,34 @@
-// Package iszero tells whether bytes are all zero, at the speed of memory. Every byte that is read from a disk passes
-// through it. It leaves to others what zeros mean. Its one function is pure.
 package iszero
 
 import "encoding/binary"
 
-// IsZero tells whether every byte of b is zero; true when there are none.
-func IsZero(b []byte) bool {
-	for len(b) >= 64 {
-		w := binary.LittleEndian.Uint64(b) | binary.LittleEndian.Uint64(b[8:]) |
-			binary.LittleEndian.Uint64(b[16:]) | binary.LittleEndian.Uint64(b[24:]) |
-			binary.LittleEndian.Uint64(b[32:]) | binary.LittleEndian.Uint64(b[40:]) |
-			binary.LittleEndian.Uint64(b[48:]) | binary.LittleEndian.Uint64(b[56:])
-		if w != 0 {
+// IsZero tells whether every byte of b is zero. An empty b is.
+func IsZero(b []byte) bool { return isZero(b) }
+
+const (
+	wordBytes = 8
+	turnBytes = 8 * wordBytes
+)
+
+// isZeroWords is IsZero in plain Go, on every machine.
+func isZeroWords(b []byte) bool {
+	le := binary.LittleEndian
+	for len(b) >= turnBytes {
+		turn := b[:turnBytes:turnBytes]
+		if le.Uint64(turn[0:])|le.Uint64(turn[8:])|le.Uint64(turn[16:])|le.Uint64(turn[24:])|
+			le.Uint64(turn[32:])|le.Uint64(turn[40:])|le.Uint64(turn[48:])|le.Uint64(turn[56:]) != 0 {
 			return false
 		}
-		b = b[64:]
+		b = b[turnBytes:]
 	}
-	for _, c := range b {
-		if c != 0 {
+	for len(b) >= wordBytes {
+		if le.Uint64(b) != 0 {
+			return false
+		}
+		b = b[wordBytes:]
+	}
+	for _, v := range b {
+		if v != 0 {
 			return false
 		}
 	}
