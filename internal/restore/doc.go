@@ -7,8 +7,8 @@
 //
 // It leaves to others: finding and checking data (repo), the format of images (qcow2), which disk goes where (cmd).
 //
-// Concurrency: Run starts its goroutines in one group and returns when all have ended. Source.ReadAt and
-// Target.WriteAt are called in parallel, never twice for the same range.
+// Concurrency: Run starts its goroutines in one group and returns when all have ended. Source.ReadAtContext
+// and Target.WriteAt are called in parallel, never twice for the same range.
 //
 // Invariant served: every byte of the disk is in the target, or Run fails and names the ranges that are not.
 package restore

@@ -24,7 +24,8 @@ const (
 
 // Source is the disk to restore.
 type Source interface {
-	io.ReaderAt // parallel calls; every byte that it returns was checked
+	// ReadAtContext is ReadAt of io.ReaderAt, called in parallel. Every byte that it returns was checked.
+	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
 	Size() int64
 	// Extents covers [off, off+n) in ascending order, zero ranges marked.
 	Extents(ctx context.Context, off, n int64) extent.Seq
@@ -172,7 +173,7 @@ func (c *copier) work(ctx context.Context) error {
 
 // copy restores one range. Where it cannot be read and the caller wants what there is, it goes on in halves.
 func (c *copier) copy(ctx context.Context, e extent.Extent, buffer []byte) error {
-	n, err := c.src.ReadAt(buffer, e.Off)
+	n, err := c.src.ReadAtContext(ctx, buffer, e.Off)
 	if int64(n) == e.Len {
 		return c.write(e, buffer)
 	}

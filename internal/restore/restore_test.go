@@ -31,7 +31,7 @@ type fakeDisk struct {
 
 func (d *fakeDisk) Size() int64 { return int64(len(d.data)) }
 
-func (d *fakeDisk) ReadAt(p []byte, off int64) (int, error) {
+func (d *fakeDisk) ReadAtContext(_ context.Context, p []byte, off int64) (int, error) {
 	for _, bad := range d.damaged {
 		if off < bad.End() && off+int64(len(p)) > bad.Off {
 			return 0, errDamaged

@@ -41,7 +41,7 @@ func Stream(ctx context.Context, src Source, w io.Writer, o Options) error {
 			}
 			p := part{data: buffer[:min(rangeBytes, src.Size()-off)], err: make(chan error, 1)}
 			group.Go(func() error {
-				p.err <- readFull(src, p.data, off)
+				p.err <- readFull(ctx, src, p.data, off)
 				return nil
 			})
 			select {
@@ -68,8 +68,8 @@ func Stream(ctx context.Context, src Source, w io.Writer, o Options) error {
 	return group.Wait()
 }
 
-func readFull(src io.ReaderAt, p []byte, off int64) error {
-	n, err := src.ReadAt(p, off)
+func readFull(ctx context.Context, src Source, p []byte, off int64) error {
+	n, err := src.ReadAtContext(ctx, p, off)
 	if n == len(p) {
 		return nil
 	}
