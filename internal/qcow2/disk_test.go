@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,7 +149,7 @@ func TestReadAtFollowsTheContractOfReaderAt(t *testing.T) {
 		err  error
 	}{
 		{0, 0, 0, nil}, {size, 0, 0, nil}, {0, 512, 512, nil}, {size - 10, 10, 10, nil}, {size - 10, 11, 10, io.EOF},
-		{size, 1, 0, io.EOF}, {size + 1, 1, 0, io.EOF}, {maxOffset, 1, 0, io.EOF}, {0, int(size) + 5, int(size), io.EOF},
+		{size, 1, 0, io.EOF}, {size + 1, 1, 0, io.EOF}, {math.MaxInt64, 1, 0, io.EOF}, {0, int(size) + 5, int(size), io.EOF},
 	} {
 		p := bytes.Repeat([]byte{0xee}, c.n)
 		n, err := d.ReadAt(p, c.off)

@@ -25,7 +25,7 @@ type Image struct {
 	fileBytes int64
 	// dataBytes is the length of the file that data clusters lie in: the
 	// external data file where there is one, which only a Disk opens. Until
-	// then it is unlimited.
+	// then it is the largest that an entry can hold.
 	dataBytes int64
 	l1        []uint64
 	tables    *tableCache
@@ -48,7 +48,7 @@ func OpenImage(f File, o ImageOptions) (*Image, error) {
 	}
 	m := &Image{file: f, header: h, fileBytes: size, dataBytes: size}
 	if h.ExternalData() {
-		m.dataBytes = maxOffset
+		m.dataBytes = maxHostOffset
 	}
 	if err := m.readL1(); err != nil {
 		return nil, err

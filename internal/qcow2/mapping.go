@@ -5,11 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
-	"math"
 	"math/bits"
 )
 
-const maxOffset = math.MaxInt64
+// maxHostOffset is beyond every offset that an L2 entry can hold.
+const maxHostOffset = 1 << 56
 
 // Kind is where the bytes of a mapping come from.
 type Kind uint8
@@ -127,21 +127,31 @@ func (w *walker) flush() {
 	w.pending.Len = 0
 }
 
-// standard walks a table of 8-byte entries up to end.
+// entries returns the entries of the clusters from next up to end.
+func (w *walker) entries(table *l2Table, end, entryBytes int64) []byte {
+	h := w.image.header
+	first := w.next >> h.ClusterBits & (h.l2Entries() - 1)
+	last := (end - 1) >> h.ClusterBits & (h.l2Entries() - 1)
+	return table.entries[first*entryBytes : (last+1)*entryBytes]
+}
+
+// standard walks a table of 8-byte entries up to end. Runs of empty entries and
+// of neighbouring clusters are taken in one step.
 func (w *walker) standard(table *l2Table, end int64) error {
 	h := w.image.header
-	clusterMask := h.ClusterBytes() - 1
-	first := (w.next >> h.ClusterBits) & (h.l2Entries() - 1)
-	entries := table.entries[first*l2EntryBytes:]
-	for w.next < end && !w.stopped {
+	clusterBytes := h.ClusterBytes()
+	entries := w.entries(table, end, l2EntryBytes)
+	for len(entries) > 0 && !w.stopped {
 		entry := binary.BigEndian.Uint64(entries)
-		entries = entries[l2EntryBytes:]
-		to := min((w.next|clusterMask)+1, end)
+		within := w.next & (clusterBytes - 1)
+		run := int64(1)
+		after := func() int64 { return min(w.next-within+run*clusterBytes, end) }
 		switch {
 		case entry == 0:
-			w.add(Unallocated, to, 0)
+			run = runLength(entries, 0)
+			w.add(Unallocated, after(), 0)
 		case entry&l2Compressed != 0:
-			if err := w.compressed(table, entry, to); err != nil {
+			if err := w.compressed(table, entry, after()); err != nil {
 				return err
 			}
 		default:
@@ -151,15 +161,31 @@ func (w *walker) standard(table *l2Table, end int64) error {
 			}
 			switch {
 			case entry&l2Zero != 0:
-				w.add(Zero, to, 0)
+				w.add(Zero, after(), 0)
 			case host < 0:
-				w.add(Unallocated, to, 0)
+				w.add(Unallocated, after(), 0)
 			default:
-				w.add(Data, to, host+w.next&clusterMask)
+				// What is true of this entry is true of the next ones, up to
+				// the end of the file.
+				run = min(runLength(entries, uint64(clusterBytes)), (w.image.dataBytes-1-host)/clusterBytes+1)
+				w.add(Data, after(), host+within)
 			}
 		}
+		entries = entries[run*l2EntryBytes:]
 	}
 	return w.checkAmount(table)
+}
+
+// runLength counts the entries that each are the one before plus step.
+func runLength(entries []byte, step uint64) int64 {
+	expected := binary.BigEndian.Uint64(entries)
+	var n int64
+	for len(entries) >= l2EntryBytes && binary.BigEndian.Uint64(entries) == expected {
+		expected += step
+		entries = entries[l2EntryBytes:]
+		n++
+	}
+	return n
 }
 
 // host checks an entry that is not compressed, and returns the offset of its
@@ -211,9 +237,8 @@ func (w *walker) compressed(table *l2Table, entry uint64, to int64) error {
 func (w *walker) extended(table *l2Table, end int64) error {
 	h := w.image.header
 	clusterMask := h.ClusterBytes() - 1
-	first := (w.next >> h.ClusterBits) & (h.l2Entries() - 1)
-	entries := table.entries[first*extendedL2EntryBytes:]
-	for w.next < end && !w.stopped {
+	entries := w.entries(table, end, extendedL2EntryBytes)
+	for len(entries) > 0 && !w.stopped {
 		entry, subclusters := binary.BigEndian.Uint64(entries), binary.BigEndian.Uint64(entries[8:])
 		entries = entries[extendedL2EntryBytes:]
 		to := min((w.next|clusterMask)+1, end)

@@ -85,7 +85,7 @@ func guestWork(r *rand.Rand, count int, size, clusterBytes int64) []string {
 	var commands []string
 	for range count {
 		unit := max([]int64{512, 4096, clusterBytes, clusterBytes / 2}[r.IntN(4)], 512)
-		n := min(unit*(1+r.Int64N(6)), 2<<20, size)
+		n := min(unit*(1+r.Int64N(6)), 1<<20, size)
 		off := r.Int64N(size-n+1) / unit * unit
 		if r.IntN(3) == 0 {
 			off = min(off, size/8/unit*unit)
@@ -138,9 +138,10 @@ func checkAgainstQEMU(t *testing.T, format, path string) {
 		t.Fatalf("size %d, QEMU says %d", d.Size(), len(want))
 	}
 	checkBytes(t, d, want)
-	checkExtents(t, d, want, qemuMap(t, format, path))
+	qemu := qemuMap(t, format, path)
+	checkExtents(t, d, want, qemu)
 	if d.Image() != nil {
-		checkMappings(t, d, qemuMap(t, format, path))
+		checkMappings(t, d, qemu)
 	}
 }
 
@@ -163,7 +164,7 @@ func checkBytes(t *testing.T, d *Disk, want []byte) {
 		group.Go(func() {
 			r := rand.New(rand.NewPCG(7, uint64(worker)))
 			p := make([]byte, 300<<10)
-			for range 60 {
+			for range 30 {
 				off := r.Int64N(int64(len(want)))
 				n := min(1+r.IntN(len(p)), len(want)-int(off))
 				if r.IntN(2) == 0 {
@@ -295,13 +296,17 @@ func TestImagesReadAsQEMUReadsThem(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			options := append([]string{fmt.Sprintf("cluster_size=%d", c.cluster)}, c.options...)
 			path := createImage(t, fmt.Sprint(c.size), options...)
-			checkAgainstQEMU(t, "qcow2", path)
 			if c.size < c.cluster {
+				checkAgainstQEMU(t, "qcow2", path)
 				return
 			}
 			r := rand.New(rand.NewPCG(1, uint64(c.cluster)))
 			for range testtool.Count(1, 10) {
-				play(t, r, "qcow2", path, 50, c.size, c.cluster, c.compress)
+				count := 50
+				if c.cluster == 2<<20 {
+					count = 20 // each costs QEMU megabytes
+				}
+				play(t, r, "qcow2", path, count, c.size, c.cluster, c.compress)
 				checkAgainstQEMU(t, "qcow2", path)
 			}
 		})
@@ -373,10 +378,9 @@ func TestExternalDataFilesReadAsQEMUReadsThem(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			data := filepath.Join(t.TempDir(), "data.raw")
-			path := createImage(t, "20M", "data_file="+data, c.options)
-			checkAgainstQEMU(t, "qcow2", path)
+			path := createImage(t, "10M", "data_file="+data, c.options)
 			r := rand.New(rand.NewPCG(4, 4))
-			play(t, r, "qcow2", path, 80, 20<<20, 64<<10, false)
+			play(t, r, "qcow2", path, 60, 10<<20, 64<<10, false)
 			checkAgainstQEMU(t, "qcow2", path)
 			layers := openTestDisk(t, path, DiskOptions{}).Layers()
 			if len(layers) != 2 || layers[1].Role != DataFile || layers[1].Path != data {
@@ -413,7 +417,7 @@ func TestCompressedImagesOfMixedDataAreRead(t *testing.T) {
 	dir := t.TempDir()
 	raw := filepath.Join(dir, "source.raw")
 	r := rand.New(rand.NewPCG(6, 6))
-	source := make([]byte, 3<<20+512)
+	source := make([]byte, 2<<20+512)
 	for at := 0; at < len(source); at += 50_000 {
 		part := source[at:min(at+50_000, len(source))]
 		letters := []int{1, 4, 40, 256}[r.IntN(4)]
@@ -424,7 +428,7 @@ func TestCompressedImagesOfMixedDataAreRead(t *testing.T) {
 	if err := os.WriteFile(raw, source, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, options := range []string{"cluster_size=512", "cluster_size=64k", "cluster_size=2M", "compression_type=zstd", "compression_type=zstd,cluster_size=2M", "extended_l2=on"} {
+	for _, options := range []string{"cluster_size=512", "cluster_size=64k", "compression_type=zstd", "compression_type=zstd,cluster_size=2M", "extended_l2=on"} {
 		path := filepath.Join(dir, options)
 		testtool.Run(t, "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, path)
 		checkAgainstQEMU(t, "qcow2", path)
