@@ -1,0 +1,140 @@
+package repo
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"sync"
+)
+
+// cache keeps the values that were used last, bounded by their bytes, and loads
+// each missing one once however many ask for it. Values are shared and never
+// changed.
+type cache[K comparable, V any] struct {
+	budget int64
+	size   func(V) int64
+
+	mu      sync.Mutex
+	used    int64
+	entries map[K]*list.Element // of *entry
+	order   list.List           // front: used last
+	loading map[K]*load[V]
+}
+
+type entry[K comparable, V any] struct {
+	key   K
+	value V
+	bytes int64
+}
+
+type load[V any] struct {
+	done  chan struct{}
+	value V
+	err   error
+}
+
+func newCache[K comparable, V any](budgetBytes int64, size func(V) int64) *cache[K, V] {
+	return &cache[K, V]{budget: budgetBytes, size: size, entries: map[K]*list.Element{}, loading: map[K]*load[V]{}}
+}
+
+// get gives the value of a key, loading it when it is not here. Errors are not
+// kept. Who waits for another's load goes on alone when that was cancelled.
+func (c *cache[K, V]) get(ctx context.Context, key K, fetch func() (V, error)) (V, error) {
+	for {
+		c.mu.Lock()
+		if v, ok := c.find(key); ok {
+			c.mu.Unlock()
+			return v, nil
+		}
+		l, waiting := c.loading[key]
+		if !waiting {
+			l = &load[V]{done: make(chan struct{})}
+			c.loading[key] = l
+		}
+		c.mu.Unlock()
+		if !waiting {
+			return c.run(key, l, fetch)
+		}
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			var none V
+			return none, ctx.Err()
+		}
+		if l.err == nil || !errors.Is(l.err, context.Canceled) && !errors.Is(l.err, context.DeadlineExceeded) {
+			return l.value, l.err
+		}
+		if err := ctx.Err(); err != nil {
+			return l.value, err
+		}
+	}
+}
+
+func (c *cache[K, V]) run(key K, l *load[V], fetch func() (V, error)) (V, error) {
+	l.err = errors.New("load ended without a result") // seen only if fetch panics
+	defer func() {
+		c.mu.Lock()
+		delete(c.loading, key)
+		if l.err == nil {
+			c.put(key, l.value)
+		}
+		c.mu.Unlock()
+		close(l.done)
+	}()
+	l.value, l.err = fetch()
+	return l.value, l.err
+}
+
+// peek gives a value that is here.
+func (c *cache[K, V]) peek(key K) (V, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.find(key)
+}
+
+// add keeps a value that was made without get.
+func (c *cache[K, V]) add(key K, value V) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.put(key, value)
+}
+
+// drop forgets a value.
+func (c *cache[K, V]) drop(key K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.entries[key]; ok {
+		c.remove(e)
+	}
+}
+
+func (c *cache[K, V]) find(key K) (V, bool) {
+	e, ok := c.entries[key]
+	if !ok {
+		var none V
+		return none, false
+	}
+	c.order.MoveToFront(e)
+	return e.Value.(*entry[K, V]).value, true
+}
+
+func (c *cache[K, V]) put(key K, value V) {
+	if e, ok := c.entries[key]; ok {
+		c.remove(e)
+	}
+	n := c.size(value)
+	if n > c.budget {
+		return
+	}
+	c.entries[key] = c.order.PushFront(&entry[K, V]{key, value, n})
+	c.used += n
+	for c.used > c.budget {
+		c.remove(c.order.Back())
+	}
+}
+
+func (c *cache[K, V]) remove(e *list.Element) {
+	old := c.order.Remove(e).(*entry[K, V])
+	delete(c.entries, old.key)
+	c.used -= old.bytes
+}

@@ -1,0 +1,154 @@
+package repo
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/repo/blockmap"
+	"github.com/qbackup/qbackup/internal/repo/format"
+	"github.com/qbackup/qbackup/internal/store"
+)
+
+// PointInfo is one point of a listing.
+type PointInfo struct {
+	Run    ident.RunID
+	Bytes  int64          // length of the record
+	Record *format.Record // nil with Err
+	Err    error          // why the record cannot be read; a *Damage
+}
+
+// Time is the point in time; where the record cannot be read, when the run began.
+func (p PointInfo) Time() time.Time {
+	if p.Record == nil {
+		return p.Run.Time()
+	}
+	return p.Record.Time
+}
+
+// Points lists the points of a machine by ascending time. A point with a damaged
+// record is listed with its error.
+func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]PointInfo, error) {
+	runs, err := r.listRuns(ctx, format.PointsPrefix(machine), format.KeyPoint)
+	if err != nil {
+		return nil, fmt.Errorf("list points of %s: %w", machine, err)
+	}
+	// Slots first, then tombstones: what is hidden by now is left out.
+	hidden, err := r.listRuns(ctx, format.ForgottenPrefix(machine), format.KeyTombstone)
+	if err != nil {
+		return nil, fmt.Errorf("list forgotten points of %s: %w", machine, err)
+	}
+	runs = slices.DeleteFunc(runs, func(run ident.RunID) bool { return slices.Contains(hidden, run) })
+	slots := make([]PointInfo, len(runs))
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(listReads)
+	for i, run := range runs {
+		group.Go(func() error {
+			s, err := r.readSlot(groupCtx, machine, run)
+			if err == nil && s.State == SlotAbsent {
+				err = &Damage{Key: format.PointKey(machine, run), Offset: -1, Err: fmt.Errorf("it was listed, but cannot be read: %w", store.ErrNotFound)}
+			}
+			if err != nil && !errors.Is(err, ErrDamaged) {
+				return err
+			}
+			slots[i] = PointInfo{Run: run, Bytes: s.Bytes, Record: s.Record, Err: err}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, fmt.Errorf("read points of %s: %w", machine, err)
+	}
+	points := slices.DeleteFunc(slots, func(p PointInfo) bool { return p.Err == nil && p.Record == nil })
+	slices.SortStableFunc(points, func(a, b PointInfo) int {
+		return cmp.Or(a.Time().Compare(b.Time()), a.Run.Compare(b.Run))
+	})
+	return points, nil
+}
+
+// listRuns gives the runs of all keys of a kind under a prefix, ascending.
+func (r *Repository) listRuns(ctx context.Context, prefix string, kind format.KeyKind) ([]ident.RunID, error) {
+	var runs []ident.RunID
+	for info, err := range r.store.List(ctx, prefix) {
+		if err != nil {
+			return nil, err
+		}
+		if key, err := format.ParseKey(info.Key); err == nil && key.Kind == kind {
+			runs = append(runs, key.Run)
+		}
+	}
+	return runs, nil
+}
+
+// Point is an open point.
+type Point struct {
+	r        *Repository
+	machine  ident.MachineName
+	record   *format.Record
+	manifest *format.Manifest
+}
+
+// OpenPoint reads a point's record and manifest. Errors are those of Record.
+func (r *Repository) OpenPoint(ctx context.Context, machine ident.MachineName, run ident.RunID) (*Point, error) {
+	record, err := r.Record(ctx, machine, run)
+	if err != nil {
+		return nil, err
+	}
+	return r.OpenRecord(ctx, record)
+}
+
+// OpenRecord is OpenPoint for a record that was read already.
+func (r *Repository) OpenRecord(ctx context.Context, record *format.Record) (*Point, error) {
+	p := &Point{r: r, machine: record.Machine, record: record}
+	var err error
+	if p.manifest, err = r.manifest(ctx, p.machine, record.Run, record.Manifest.Hash); err != nil {
+		return nil, fmt.Errorf("open point %s: %w", record.Run, err)
+	}
+	return p, nil
+}
+
+// Record is the point's record; it must not be changed.
+func (p *Point) Record() *format.Record { return p.record }
+
+// Manifest is the manifest of the point's own run; it must not be changed.
+func (p *Point) Manifest() *format.Manifest { return p.manifest }
+
+// Dependencies gives every run that the point's maps may refer to, its own
+// included, ascending.
+func (p *Point) Dependencies() []format.Dependency {
+	own := format.Dependency{Run: p.record.Run, Manifest: p.record.Manifest.Hash}
+	all := append(slices.Clone(p.manifest.Runs), own)
+	slices.SortFunc(all, func(a, b format.Dependency) int { return a.Run.Compare(b.Run) })
+	return all
+}
+
+// RunManifest gives the manifest of the point's own run or of one it depends on.
+func (p *Point) RunManifest(ctx context.Context, run ident.RunID) (*format.Manifest, error) {
+	if run == p.record.Run {
+		return p.manifest, nil
+	}
+	d, ok := p.manifest.Dependency(run)
+	if !ok {
+		return nil, &Damage{Key: format.ManifestKey(p.machine, p.record.Run), Offset: -1, Err: fmt.Errorf("it does not name run %s, to which a map refers: %w", run, format.ErrCorrupt)}
+	}
+	return p.r.manifest(ctx, p.machine, run, d.Manifest)
+}
+
+// Disk opens a disk of the point by its name. Nothing is read yet. ErrNoDisk: the
+// point does not have it, or could not capture it.
+func (p *Point) Disk(name string) (*Disk, error) {
+	d := p.record.Disk(name)
+	if d == nil {
+		return nil, fmt.Errorf("disk %q of point %s: %w", name, p.record.Run, ErrNoDisk)
+	}
+	if d.Mode == format.ModeMissing {
+		return nil, fmt.Errorf("disk %q of point %s: %w: it was not captured: %s", name, p.record.Run, ErrNoDisk, d.Error)
+	}
+	blocks := format.Blocks(d.SizeBytes, p.r.BlockBytes())
+	return &Disk{point: p, record: d, blocks: blockmap.NewReader(d.Map, blocks, p.r.Nodes(p.machine))}, nil
+}
