@@ -74,7 +74,8 @@ type BaseInput struct {
 
 	// Newest is the newest readable point that captured this disk, zero for none.
 	Newest ident.RunID
-	// Local are the runs this host remembers: its last, and its last committed.
+	// Local are runs of this host, the last and the last committed, whose bits may
+	// not have been reset: that the image does not continue them says nothing.
 	Local []ident.RunID
 }
 

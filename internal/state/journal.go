@@ -16,7 +16,8 @@ type Outcome string
 // died, or it could not learn whether its record was stored.
 const (
 	OutcomeOpen      Outcome = ""
-	OutcomeCommitted Outcome = "committed"
+	OutcomeCommitted Outcome = "committed" // its point stands; the bits may not be reset
+	OutcomeReset     Outcome = "reset"     // its point stands, and all bits it holds were reset
 	OutcomeFailed    Outcome = "failed"
 )
 
@@ -56,6 +57,9 @@ type Journal struct {
 	// Committed is the newest run known here to have made a point. A repository
 	// that does not know it any more went back in time.
 	Committed ident.RunID `json:"committed"`
+	// Reset is the newest run known here to have reset all bits: an image that
+	// continues an older point is an older copy.
+	Reset ident.RunID `json:"reset"`
 }
 
 // Journal returns what is remembered, and false when nothing is. A journal that
@@ -100,8 +104,11 @@ func (m *Machine) End(run ident.RunID, outcome Outcome, now time.Time) error {
 	if j.Last != nil && j.Last.Run == run {
 		j.Last.Outcome, j.Last.Ended = outcome, now.UTC()
 	}
-	if outcome == OutcomeCommitted {
+	switch outcome {
+	case OutcomeCommitted:
 		j.Committed = run
+	case OutcomeReset:
+		j.Committed, j.Reset = run, run
 	}
 	if err := m.state.write(m.base+journalSuffix, j); err != nil {
 		return fmt.Errorf("write journal: %w", err)

@@ -111,6 +111,12 @@ func TestAJournalRemembersTheLastRunAndTheLastCommittedOne(t *testing.T) {
 	if !found || !reflect.DeepEqual(j, Journal{Machine: "web-1", MachineID: id, Last: &want, Committed: ident.RunID{1}}) {
 		t.Fatalf("journal is %+v (last %+v)", j, j.Last)
 	}
+	if err := f.machine.End(ident.RunID{1}, OutcomeReset, time.Unix(11, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if j, _ = f.machine.Journal(); j.Reset != (ident.RunID{1}) || j.Committed != (ident.RunID{1}) || j.Last.Outcome != OutcomeOpen {
+		t.Fatalf("after a reset the journal is %+v (last %+v)", j, j.Last)
+	}
 	if err := f.machine.End(ident.RunID{2}, OutcomeFailed, time.Unix(11, 0)); err != nil {
 		t.Fatal(err)
 	}
