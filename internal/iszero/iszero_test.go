@@ -42,7 +42,7 @@ func TestZerosAreZeroAtEveryLengthAndAlignment(t *testing.T) {
 // block lost. The ordinary run looks at every place of every length at some
 // alignments, the long one at all.
 func TestASingleBitIsSeenAtEveryPlaceOfEveryLength(t *testing.T) {
-	step := testtool.Count(21, 1)
+	step := testtool.Count(31, 1)
 	for align := 0; align < 64; align += step {
 		for n := 1; n <= 1024; n++ {
 			b := aligned(n, align)
