@@ -13,16 +13,6 @@ import (
 	"github.com/qbackup/qbackup/internal/testtool"
 )
 
-// bytesFile is an image in memory for tests that only read.
-func bytesFile(t testing.TB, b []byte) File {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "bytes.qcow2")
-	if err := os.WriteFile(path, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return openFile(t, path)
-}
-
 // openFile opens an image for reading and writing until the test ends.
 func openFile(t testing.TB, path string) File {
 	t.Helper()

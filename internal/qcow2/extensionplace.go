@@ -98,13 +98,9 @@ func (s *state) linkDirectory(place extensionPlace, d directory) error {
 	if err := s.setAutoclear(false); err != nil {
 		return err
 	}
-	be := binary.BigEndian
-	data := be.AppendUint32(nil, uint32(d.count))
-	data = be.AppendUint32(data, 0)
-	data = be.AppendUint64(data, uint64(d.bytes))
-	data = be.AppendUint64(data, uint64(d.offset))
+	extension := appendBitmapsExtension(nil, d)
 	if place.present {
-		if err := s.write(data, place.payload); err != nil {
+		if err := s.write(extension[extensionHeaderBytes:], place.payload); err != nil {
 			return err
 		}
 		return s.setAutoclear(true)
@@ -114,15 +110,26 @@ func (s *state) linkDirectory(place extensionPlace, d directory) error {
 			return err
 		}
 	}
-	length := be.AppendUint32(nil, bitmapsExtensionBytes)
-	tail := append(append(length, data...), make([]byte, extensionHeaderBytes)...)
-	if err := s.write(tail, place.payload-4); err != nil {
+	withEnd := append(extension, make([]byte, extensionHeaderBytes)...)
+	if err := s.write(withEnd[4:], place.payload-4); err != nil {
 		return err
 	}
-	if err := s.write(be.AppendUint32(nil, extensionBitmaps), place.payload-extensionHeaderBytes); err != nil {
+	if err := s.write(withEnd[:4], place.payload-extensionHeaderBytes); err != nil {
 		return err
 	}
 	return s.setAutoclear(true)
+}
+
+// appendBitmapsExtension appends the header extension that refers to a
+// directory.
+func appendBitmapsExtension(b []byte, d directory) []byte {
+	be := binary.BigEndian
+	b = be.AppendUint32(b, extensionBitmaps)
+	b = be.AppendUint32(b, bitmapsExtensionBytes)
+	b = be.AppendUint32(b, uint32(d.count))
+	b = be.AppendUint32(b, 0)
+	b = be.AppendUint64(b, uint64(d.bytes))
+	return be.AppendUint64(b, uint64(d.offset))
 }
 
 // moveBackingName copies the name of the backing file, then changes the byte of

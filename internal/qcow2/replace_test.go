@@ -72,7 +72,7 @@ func oneOf(old map[string]bitmapState, oldNames []string, add []BitmapSpec, want
 }
 
 func TestAReplacementCutAnywhereIsDoneOrNotOrLeavesNoBitmaps(t *testing.T) {
-	for i, s := range scenarios {
+	for i, s := range someScenarios("default", "16-bit", "4-bit", "extended", "backing file", "external") {
 		r := replacements[i%len(replacements)]
 		all := []replacement{r}
 		if testtool.Count(0, 1) == 1 {
