@@ -344,7 +344,7 @@ func TestTheStreamCanBeLeftAndBegunAgain(t *testing.T) {
 }
 
 func TestAFileOnDiskIsReadAsOneInMemory(t *testing.T) {
-	g := geometry{size: 1<<30 - 700, granularity: 512, cluster: 4096}
+	g := geometry{size: 1<<30 - 700, granularity: 4096, cluster: 4096}
 	r := rand.New(rand.NewPCG(8, 8))
 	bits := draw(r, int(ceilDiv(g.size, g.granularity)))
 	b := build(t, r, g, bits)

@@ -42,7 +42,7 @@ func checkEdges(t *testing.T, words []byte, before uint64) {
 }
 
 func TestEdgesOfEveryShortRunAtEveryPlaceEqualTheReference(t *testing.T) {
-	const size = 192 // three turns of the loop
+	const size = 192             // three turns of the loop
 	step := testtool.Count(7, 1) // 7 meets every place of a word, and of a turn
 	for start := 0; start < size*8; start += step {
 		for _, length := range []int{1, 2, 63, 64, 65, 511, 512, 513, 1024} {

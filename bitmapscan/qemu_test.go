@@ -49,7 +49,7 @@ func (im *image) write(t *testing.T, r *rand.Rand, writes int) []extent.Extent {
 		args = append(args, "-c", fmt.Sprintf("%s %d %d", verb, off, n))
 		dirty = append(dirty, extent.Of(extent.Extent{Off: off, Len: n}))
 	}
-	testtool.Run(t, "qemu-io", append(args, "-f", "qcow2", im.path)...)
+	testtool.Run(t, "qemu-io", append(args, "-t", "unsafe", "-f", "qcow2", im.path)...)
 	all, err := extent.Collect(extent.Align(extent.Union(dirty...), im.granularity, im.size))
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func (im *image) asQemuSeesIt(t *testing.T) []extent.Extent {
 	}
 	defer os.RemoveAll(folder)
 	socket, pid := filepath.Join(folder, "s"), filepath.Join(folder, "pid")
-	testtool.Run(t, "qemu-nbd", "--fork", "--persistent", "--read-only", "--format=qcow2", "--bitmap=b",
+	testtool.Run(t, "qemu-nbd", "--fork", "--persistent", "--read-only", "--cache=unsafe", "--format=qcow2", "--bitmap=b",
 		"--pid-file="+pid, "--socket="+socket, im.path)
 	defer stop(t, pid)
 	out := testtool.Run(t, "qemu-img", "map", "--output=json", "--image-opts",
@@ -170,19 +170,20 @@ func TestTheScanSeesWhatQemuWrote(t *testing.T) {
 	cases := []struct{ size, granularity, cluster int64 }{
 		{64 << 20, 65536, 65536},
 		{64<<20 - 512, 512, 512},
-		{3<<30 + 1536, 4096, 4096},
-		{40 << 30, 65536, 65536},
+		{40<<30 + 1536, 65536, 65536},
 		{100<<20 + 512, 512, 2 << 20},
 		{64 << 40, 2 << 30, 65536},
+		{3<<30 + 1536, 4096, 4096},
 		{7<<40 + 4096, 1 << 20, 65536},
 	}
+	cases = cases[:testtool.Count(5, len(cases))]
 	r := rand.New(rand.NewPCG(21, 22))
 	for _, c := range cases {
 		t.Run(fmt.Sprintf("size_%d_granularity_%d_cluster_%d", c.size, c.granularity, c.cluster), func(t *testing.T) {
 			im := create(t, c.size, c.granularity, c.cluster)
 			im.open(t)
 			im.compare(t, "before any write", nil)
-			want := im.write(t, r, testtool.Count(40, 400))
+			want := im.write(t, r, testtool.Count(24, 400))
 			im.open(t)
 			im.compare(t, "after the writes", want)
 			if seen := im.asQemuSeesIt(t); !slices.Equal(seen, want) {
