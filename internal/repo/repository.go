@@ -102,9 +102,6 @@ func Open(ctx context.Context, s store.Store, o Options) (*Repository, error) {
 		}
 		return nil, judge(key, err)
 	}
-	if len(d.MustRead) > 0 {
-		return nil, fmt.Errorf("reading it needs the feature %q: %w; use a newer qbackup", d.MustRead[0], ErrFormat)
-	}
 	return newRepository(s, d, o)
 }
 
