@@ -14,13 +14,19 @@
 // file that an image names is opened except through the caller's Opener. The
 // format of a file is never guessed.
 //
+// Writing. Editor adds, removes, renames and empties bitmaps in an image; Create
+// writes a fresh image. What is written, in which order, and what a crash leaves
+// is in docs/format/qcow2.md.
+//
 // It leaves to others: locks and the question whether a guest is running, the
 // choice of which files may be opened, what a bitmap is good for.
 //
 // Concurrency: Image and Disk are safe for parallel use, and start no
 // goroutines. They describe the file as it was when they were opened; after an
-// edit, or when a guest has written, they must be opened anew.
+// edit, or when a guest has written, they must be opened anew. An Editor is not
+// safe for parallel use; Writer.WriteAt is.
 //
 // Serves I2, I5 and I6: nothing is reported zero that may hold data, damage is an
-// error and never zeros, and reading writes nothing.
+// error and never zeros, reading writes nothing, and no crash in the middle of an
+// edit does harm.
 package qcow2
