@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/repo"
+	"github.com/qbackup/qbackup/internal/repo/format"
+)
+
+func (p *program) pointsCommand() *cobra.Command {
+	var machine string
+	c := &cobra.Command{
+		Use:     "points",
+		Aliases: []string{"list", "snapshots"},
+		Short:   "List restore points",
+		Args:    arguments(cobra.NoArgs),
+		RunE:    func(c *cobra.Command, _ []string) error { return p.points(c.Context(), machine) },
+	}
+	c.Flags().StringVar(&machine, "machine", "", "one machine; default: all")
+	return c
+}
+
+// listedPoint is one point of points --json.
+type listedPoint struct {
+	Machine     ident.MachineName `json:"machine"`
+	Point       ident.RunID       `json:"point"`
+	Time        time.Time         `json:"time"`
+	Complete    bool              `json:"complete"` // false: a disk is missing
+	Consistency string            `json:"consistency,omitempty"`
+	Host        string            `json:"host,omitempty"`
+	Disks       []listedDisk      `json:"disks"`
+	Error       string            `json:"error,omitempty"` // why the record cannot be read
+}
+
+type listedDisk struct {
+	Name      string `json:"name"`
+	Mode      string `json:"mode"`
+	Reason    string `json:"reason,omitempty"`
+	Error     string `json:"error,omitempty"`
+	SizeBytes int64  `json:"size_bytes"`
+	Stored    int64  `json:"stored_bytes"`
+}
+
+func (p *program) points(ctx context.Context, machine string) error {
+	repository, err := p.openRepository(ctx)
+	if err != nil {
+		return err
+	}
+	machines, err := chosenMachines(ctx, repository, machine)
+	if err != nil {
+		return err
+	}
+	list := []listedPoint{}
+	for _, m := range machines {
+		points, err := repository.Points(ctx, m)
+		if err != nil {
+			return err
+		}
+		for _, info := range points {
+			list = append(list, listPoint(m, info))
+		}
+	}
+	if p.json {
+		return p.printJSON(list)
+	}
+	return p.printPoints(list)
+}
+
+func chosenMachines(ctx context.Context, repository *repo.Repository, flag string) ([]ident.MachineName, error) {
+	if flag == "" {
+		return repository.Machines(ctx)
+	}
+	name, err := ident.ParseMachineName(flag)
+	if err != nil {
+		return nil, usagef("%v", err)
+	}
+	if _, found, err := repository.Machine(ctx, name); err != nil || !found {
+		return nil, noMachine(ctx, repository, name, err)
+	}
+	return []ident.MachineName{name}, nil
+}
+
+// noMachine says that a machine is not in the repository, and which are.
+func noMachine(ctx context.Context, repository *repo.Repository, name ident.MachineName, err error) error {
+	if err != nil {
+		return err
+	}
+	all, err := repository.Machines(ctx)
+	if err != nil {
+		return err
+	}
+	const enough = 10
+	var names []string
+	for i, m := range all {
+		if i == enough {
+			names = append(names, "...")
+			break
+		}
+		names = append(names, string(m))
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("no machine %s in the repository, which has none yet", name)
+	}
+	return fmt.Errorf("no machine %s in the repository; it has %s", name, strings.Join(names, ", "))
+}
+
+func listPoint(machine ident.MachineName, info repo.PointInfo) listedPoint {
+	p := listedPoint{Machine: machine, Point: info.Run, Time: info.Run.Time(), Disks: []listedDisk{}}
+	if info.Err != nil {
+		p.Error = info.Err.Error()
+		return p
+	}
+	r := info.Record
+	p.Time, p.Complete, p.Consistency, p.Host = r.Time, r.Complete(), r.Consistency, r.Host
+	for i := range r.Disks {
+		d := &r.Disks[i]
+		p.Disks = append(p.Disks, listedDisk{d.Name, d.Mode, d.Reason, d.Error, d.SizeBytes, d.StoredBytes})
+	}
+	return p
+}
+
+func (p *program) printPoints(list []listedPoint) error {
+	if len(list) == 0 {
+		p.say("no points yet")
+		return nil
+	}
+	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "MACHINE\tPOINT\tTIME\tDISKS\tSIZE\tSTORED\t")
+	for _, point := range list {
+		if point.Error != "" {
+			fmt.Fprintf(w, "%s\t%s\t%s\tdamaged: %s\t\t\t\n", point.Machine, point.Point, localTime(point.Time), point.Error)
+			continue
+		}
+		var names []string
+		var total, stored int64
+		for _, d := range point.Disks {
+			text := d.Name + " " + d.Mode
+			if d.Mode == format.ModeMissing {
+				text = d.Name + " MISSING"
+			}
+			names = append(names, text)
+			total += d.SizeBytes
+			stored += d.Stored
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", point.Machine, point.Point, localTime(point.Time), strings.Join(names, ", "), size(total), size(stored))
+	}
+	return w.Flush()
+}
+
+func localTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+// findPoint finds the point that a word names: latest, an id, a prefix of one, or a time.
+func findPoint(ctx context.Context, repository *repo.Repository, machine ident.MachineName, word string) (ident.RunID, error) {
+	if _, found, err := repository.Machine(ctx, machine); err != nil || !found {
+		return ident.RunID{}, noMachine(ctx, repository, machine, err)
+	}
+	points, err := repository.Points(ctx, machine)
+	if err != nil {
+		return ident.RunID{}, err
+	}
+	if len(points) == 0 {
+		return ident.RunID{}, fmt.Errorf("machine %s has no points", machine)
+	}
+	if word == "latest" {
+		return points[len(points)-1].Run, nil
+	}
+	var matches []ident.RunID
+	for _, info := range points {
+		if strings.HasPrefix(info.Run.String(), strings.ToLower(word)) {
+			matches = append(matches, info.Run)
+		}
+	}
+	switch {
+	case len(matches) == 1:
+		return matches[0], nil
+	case len(matches) > 1:
+		return ident.RunID{}, fmt.Errorf("%d points of machine %s begin with %q, such as %s and %s; give more of the id", len(matches), machine, word, matches[0], matches[1])
+	}
+	if at, ok := parseTime(word); ok {
+		return pointAt(points, machine, at)
+	}
+	return ident.RunID{}, fmt.Errorf("machine %s has no point %q; name one of `qbackup points`, a time such as 2026-01-31T12:00, or latest", machine, word)
+}
+
+// pointAt is the last point at or before a time.
+func pointAt(points []repo.PointInfo, machine ident.MachineName, at time.Time) (ident.RunID, error) {
+	for i := len(points) - 1; i >= 0; i-- {
+		if points[i].Err == nil && !points[i].Record.Time.After(at) {
+			return points[i].Run, nil
+		}
+	}
+	return ident.RunID{}, fmt.Errorf("machine %s has no point at or before %s; its first is of %s", machine, localTime(at), localTime(points[0].Run.Time()))
+}
+
+// parseTime reads local times; a day or a minute means its end.
+func parseTime(word string) (time.Time, bool) {
+	if t, err := time.Parse(time.RFC3339, word); err == nil {
+		return t, true
+	}
+	for _, f := range []struct {
+		layout string
+		length time.Duration
+	}{
+		{"2006-01-02T15:04:05", time.Second}, {"2006-01-02 15:04:05", time.Second},
+		{"2006-01-02T15:04", time.Minute}, {"2006-01-02 15:04", time.Minute}, {"2006-01-02", 24 * time.Hour},
+	} {
+		if t, err := time.ParseInLocation(f.layout, word, time.Local); err == nil {
+			return t.Add(f.length - 1), true
+		}
+	}
+	return time.Time{}, false
+}
