@@ -43,9 +43,16 @@ type world struct {
 
 // newWorld makes a repository with fixed ids and times.
 func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := emptyWorld(t)
+	w.make()
+	return w
+}
+
+// emptyWorld is a world without a repository.
+func emptyWorld(t testing.TB) *world {
 	w := &world{t: t, mem: mem.New(), random: rand.NewChaCha8([32]byte{1}), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), points: map[ident.RunID][]byte{}}
 	w.store = w.mem
-	w.make()
 	return w
 }
 
