@@ -48,7 +48,6 @@ type ghostDisk struct {
 	l1      byte // changes when something is allocated
 	written []bool
 	readErr error
-	reads   int
 }
 
 type ghostBitmap struct {

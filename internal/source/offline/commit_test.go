@@ -62,7 +62,7 @@ func TestACommitIsRepeatedWithinItsCut(t *testing.T) {
 }
 
 func TestACommitThatFailsLeavesEnoughBits(t *testing.T) {
-	for from := 1; from <= 6; from++ {
+	for from := 1; from <= 5; from++ {
 		path := twoBitmaps(t)
 		m, _ := brittleMachine(path, func(write int) bool { return write >= from })
 		c := cutOf(t, m, 3, 1)

@@ -8,11 +8,11 @@ import (
 // plan is how an image's bitmaps are brought to stand for a new point: first a
 // restart of one of them, then one replacement. Either may be missing.
 type plan struct {
-	// restart is the bitmap that becomes the new point's, by way of interim to
-	// final; empty: none.
-	restart, interim, final string
-	add                     []qcow2.BitmapSpec
-	remove                  []string
+	// restart is the bitmap that becomes the new point's, named final; empty:
+	// none.
+	restart, final string
+	add            []qcow2.BitmapSpec
+	remove         []string
 }
 
 // empty says that there is nothing to do.
@@ -43,9 +43,11 @@ func planCommit(ours []bitmap, valid bool, family ident.FamilyID, run ident.RunI
 	}
 	switch {
 	case best >= 0:
-		name := ours[best].name
+		// The name loses its link before the bits go. Kept until after, it would
+		// say that a frozen bitmap and this empty one together hold every write,
+		// and a crash there, with the new point lost or forgotten later, would
+		// make an increment that misses what was cleared.
 		p.restart = ours[best].Name
-		p.interim = ident.BitmapName{Family: family, Stamp: run, Prev: name.Prev}.String()
 		p.final = final.String()
 	case addFamily:
 		p.add = []qcow2.BitmapSpec{{Name: final.String(), GranularityBytes: newGranularityBytes, Enabled: true}}
@@ -81,7 +83,7 @@ func (p plan) apply(f qcow2.File) error {
 		return err
 	}
 	if p.restart != "" {
-		if err := editor.Restart(p.restart, p.interim, p.final); err != nil {
+		if err := editor.Restart(p.restart, p.final, p.final); err != nil {
 			return err
 		}
 	}
