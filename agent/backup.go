@@ -131,6 +131,9 @@ func (b *backup) lock() (func(), error) {
 		}
 	}
 	b.journal, _ = b.local.Journal()
+	if !b.mayAbort() {
+		b.alarm(Alarm{Kind: AlarmCreateOnly, Text: "the store does not refuse to overwrite an object: points are safe, but slots of dead runs are left alone, and no other program may write there"})
+	}
 	return unlock, nil
 }
 

@@ -400,7 +400,7 @@ func fixRapid(t testing.TB, checks int) {
 }
 
 func TestEveryPointIsTrueWhateverHappensBetweenAndDuringRuns(t *testing.T) {
-	fixRapid(t, testtool.Count(3_000, 200_000))
+	fixRapid(t, testtool.Count(1_000, 200_000))
 	hits := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
 		m := newModel(rt, variantProduct, hits)
@@ -422,7 +422,7 @@ func TestEveryPointIsTrueWhateverHappensBetweenAndDuringRuns(t *testing.T) {
 
 // The model must be able to see a wrong order of effects, else it shows nothing.
 func TestTheModelFindsWrongWays(t *testing.T) {
-	fixRapid(t, testtool.Count(5_000, 50_000))
+	fixRapid(t, testtool.Count(3_000, 50_000))
 	for name, variant := range map[string]modelVariant{"the old link is kept": variantKeepsOldLink, "the newest point is the base": variantTrustsNewest} {
 		t.Run(name, func(t *testing.T) {
 			var judge judge

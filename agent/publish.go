@@ -26,8 +26,6 @@ func (b *backup) publish(ctx context.Context, r *run, record *format.Record) (de
 	case err == nil:
 		b.summary.Point, b.summary.Time = r.id, record.Time
 		b.summary.Disks = b.summary.Disks[:0]
-		// That this host forgets is no reason to call the point a failure.
-		_ = b.local.End(r.id, state.OutcomeCommitted, b.o.Clock())
 		return false, nil
 	case errors.Is(err, repo.ErrUnknownOutcome):
 		return false, fmt.Errorf("publish point %s: %w; all bits stay, and the next run finds out", r.id, err)
@@ -42,10 +40,16 @@ func (b *backup) commit(ctx context.Context, cut source.Cut, record *format.Reco
 		b.summary.Disks = append(b.summary.Disks, diskSummary(*record.Disk(d.evidence.Name), d.Detail))
 	}
 	err := cut.Commit(context.WithoutCancel(ctx))
+	// Should the process die before this is written, the next run asks the slot.
+	// That a host forgets is no reason to call the point a failure.
+	outcome := state.OutcomeReset
+	if err != nil {
+		outcome = state.OutcomeCommitted
+	}
+	_ = b.local.End(record.Run, outcome, b.o.Clock())
 	var stayed *source.NotReset
 	switch {
 	case err == nil:
-		_ = b.local.End(record.Run, state.OutcomeReset, b.o.Clock())
 	case errors.As(err, &stayed):
 		b.summary.NotReset = notReset(stayed)
 	default:
