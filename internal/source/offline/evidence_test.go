@@ -213,7 +213,9 @@ func TestFactsDescribeTheWholeChain(t *testing.T) {
 	testtool.Run(t, "qemu-img", "create", "-q", "-f", "raw", base, "4M")
 	testtool.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", path, "8M")
 	addBitmap(t, path, bitmapName(t, 1, 0), "-g", "32768")
-	facts := func() source.DiskEvidence { return inspectGood(t, one(path, Options{AllowDirs: []string{folder}})).Disks[0] }
+	facts := func() source.DiskEvidence {
+		return inspectGood(t, one(path, Options{AllowDirs: []string{folder}})).Disks[0]
+	}
 	f := facts().Facts
 	if f.Path != path || f.Format != "qcow2" || f.ClusterBytes != 64<<10 || f.GranularityBytes != 32<<10 || len(f.Chain) != 2 || f.Inode == 0 {
 		t.Fatalf("facts %+v", f)
