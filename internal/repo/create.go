@@ -26,6 +26,24 @@ func create(ctx context.Context, s store.Store, key string, body []byte) (found 
 	return nil, false, fmt.Errorf("read back %s: %w", key, err)
 }
 
+// readDocument reads and parses a document, a second time when its bytes are wrong:
+// they may have been spoiled on the way. A missing one is store.ErrNotFound. The
+// caller gives the error its class.
+func readDocument[T any](ctx context.Context, s store.Store, key string, parse func([]byte) (T, error)) (T, error) {
+	read := func() (v T, err error) {
+		b, err := store.ReadAll(ctx, s, key, format.MaxDocumentBytes)
+		if err != nil {
+			return v, err
+		}
+		return parse(b)
+	}
+	v, err := read()
+	if isDamage(err) && !errors.Is(err, store.ErrNotFound) {
+		v, err = read()
+	}
+	return v, err
+}
+
 // send puts an object whose key only this run uses. Answers get lost: when the key
 // is taken, the object under it must be the one that was sent. It is not a
 // condition of the design that the next number is taken then: the number is part

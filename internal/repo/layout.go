@@ -1,13 +1,14 @@
 package repo
 
-// Bounds of what this package holds in memory and has in flight. Together they
-// stay under 100 MiB whatever the size of a disk.
+// Bounds of what this package holds in memory and has in flight. The caches stay
+// under 100 MiB together whatever the size of a disk; the largest bound is for the
+// manifests of full backups of very large disks, 2 MiB per TiB of data.
 const (
 	// DefaultNodeCacheBytes bounds the map nodes that are kept.
 	DefaultNodeCacheBytes = 16 << 20
 	windowCacheBytes      = 8 << 20
 	indexMemoryBytes      = 24 << 20
-	manifestMemoryBytes   = 16 << 20
+	manifestMemoryBytes   = 40 << 20
 	frameCacheBytes       = 8 << 20
 
 	// nodeWindowBytes is the aligned part of a map object that is fetched at once:

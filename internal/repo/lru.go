@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// cache keeps the values that were used last, bounded by their bytes, and loads
-// each missing one once however many ask for it. Values are shared and never
+// cache keeps the values that were used last, bounded by their bytes or to one
+// value, and loads each missing one once however many ask for it. Values are shared and never
 // changed.
 type cache[K comparable, V any] struct {
 	budget int64
@@ -123,12 +123,11 @@ func (c *cache[K, V]) put(key K, value V) {
 		c.remove(e)
 	}
 	n := c.size(value)
-	if n > c.budget {
-		return
-	}
 	c.entries[key] = c.order.PushFront(&entry[K, V]{key, value, n})
 	c.used += n
-	for c.used > c.budget {
+	// One value larger than the budget is kept alone: fetching a large manifest
+	// again for each block would take for ever.
+	for c.used > c.budget && c.order.Len() > 1 {
 		c.remove(c.order.Back())
 	}
 }

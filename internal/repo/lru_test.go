@@ -26,9 +26,11 @@ func TestACacheKeepsToItsBudgetAndDropsWhatWasUsedLongestAgo(t *testing.T) {
 		t.Errorf("2 is kept: %v; %d bytes, %d loads", ok, c.used, loads)
 	}
 	get(4, 11)
-	if _, ok := c.peek(4); ok || c.used != 8 {
-		t.Errorf("a value larger than the budget is kept; %d bytes", c.used)
+	if _, ok := c.peek(4); !ok || c.used != 11 || c.order.Len() != 1 {
+		t.Errorf("a value larger than the budget is not kept alone; %d bytes", c.used)
 	}
+	c.add(1, 5)
+	c.add(3, 2)
 	c.add(1, 6)
 	c.drop(3)
 	c.drop(99)

@@ -13,14 +13,10 @@ import (
 // Machine reads what a machine is; false when the repository does not know it.
 func (r *Repository) Machine(ctx context.Context, name ident.MachineName) (format.Machine, bool, error) {
 	key := format.MachineKey(name)
-	b, err := store.ReadAll(ctx, r.store, key, format.MaxDocumentBytes)
+	m, err := readDocument(ctx, r.store, key, func(b []byte) (*format.Machine, error) { return format.ParseMachine(b, r.ID(), name) })
 	if errors.Is(err, store.ErrNotFound) {
 		return format.Machine{}, false, nil
 	}
-	if err != nil {
-		return format.Machine{}, false, judge(key, err)
-	}
-	m, err := format.ParseMachine(b, r.ID(), name)
 	if err != nil {
 		return format.Machine{}, false, judge(key, err)
 	}

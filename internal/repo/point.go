@@ -44,7 +44,11 @@ func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]P
 	if err != nil {
 		return nil, fmt.Errorf("list forgotten points of %s: %w", machine, err)
 	}
-	runs = slices.DeleteFunc(runs, func(run ident.RunID) bool { return slices.Contains(hidden, run) })
+	forgotten := make(map[ident.RunID]bool, len(hidden))
+	for _, run := range hidden {
+		forgotten[run] = true
+	}
+	runs = slices.DeleteFunc(runs, func(run ident.RunID) bool { return forgotten[run] })
 	slots := make([]PointInfo, len(runs))
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(listReads)

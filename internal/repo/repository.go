@@ -91,15 +91,15 @@ func Open(ctx context.Context, s store.Store, o Options) (*Repository, error) {
 		return nil, err
 	}
 	key := format.RepositoryKey(generation)
-	b, err := store.ReadAll(ctx, s, key, format.MaxDocumentBytes)
-	if err != nil {
-		return nil, judge(key, err)
-	}
-	d, err := format.ParseDescriptor(b, generation)
-	if err != nil {
-		if !looksOurs(b) {
-			return nil, fmt.Errorf("%s holds something else: %w; give another folder or prefix", key, ErrFormat)
-		}
+	ours := true
+	d, err := readDocument(ctx, s, key, func(b []byte) (*format.Descriptor, error) {
+		ours = looksOurs(b)
+		return format.ParseDescriptor(b, generation)
+	})
+	switch {
+	case err != nil && !ours:
+		return nil, fmt.Errorf("%s holds something else: %w; give another folder or prefix", key, ErrFormat)
+	case err != nil:
 		return nil, judge(key, err)
 	}
 	return newRepository(s, d, o)

@@ -55,23 +55,21 @@ func (r *Repository) identity(machine ident.MachineName, id ident.MachineID, run
 // readSlot reads a slot without its tombstone.
 func (r *Repository) readSlot(ctx context.Context, machine ident.MachineName, run ident.RunID) (Slot, error) {
 	key := format.PointKey(machine, run)
-	b, err := store.ReadAll(ctx, r.store, key, format.MaxDocumentBytes)
+	s, err := readDocument(ctx, r.store, key, func(b []byte) (Slot, error) {
+		record, abort, err := format.ParseSlot(b, r.identity(machine, ident.MachineID{}, run))
+		if abort != nil {
+			return Slot{State: SlotAborted, Abort: abort, Bytes: int64(len(b))}, err
+		}
+		return Slot{State: SlotCommitted, Record: record, Bytes: int64(len(b))}, err
+	})
 	if errors.Is(err, store.ErrNotFound) {
 		return Slot{}, nil
 	}
 	if err != nil {
 		return Slot{}, judge(key, err)
 	}
-	record, abort, err := format.ParseSlot(b, r.identity(machine, ident.MachineID{}, run))
-	if err != nil {
-		return Slot{}, judge(key, err)
-	}
-	if record != nil && record.BlockBytes != r.BlockBytes() {
-		return Slot{}, &Damage{Key: key, Offset: -1, Err: fmt.Errorf("it has blocks of %d bytes, the repository of %d: %w", record.BlockBytes, r.BlockBytes(), format.ErrMisplaced)}
-	}
-	s := Slot{State: SlotCommitted, Record: record, Abort: abort, Bytes: int64(len(b))}
-	if abort != nil {
-		s.State = SlotAborted
+	if s.Record != nil && s.Record.BlockBytes != r.BlockBytes() {
+		return Slot{}, &Damage{Key: key, Offset: -1, Err: fmt.Errorf("it has blocks of %d bytes, the repository of %d: %w", s.Record.BlockBytes, r.BlockBytes(), format.ErrMisplaced)}
 	}
 	return s, nil
 }
