@@ -112,13 +112,19 @@ func (l *lockSet) call(command int, lock *unix.Flock_t) error {
 	if err != nil {
 		return err
 	}
+	return lockFailure(l.f.Name(), lock.Start, failed)
+}
+
+// lockFailure says what it means that fcntl failed. A conflict stays as it is,
+// for the caller to explain.
+func lockFailure(name string, offset int64, failed error) error {
 	switch {
 	case failed == nil, errors.Is(failed, unix.EAGAIN), errors.Is(failed, unix.EACCES):
 		return failed
 	case errors.Is(failed, unix.EINVAL), errors.Is(failed, unix.ENOSYS), errors.Is(failed, unix.EOPNOTSUPP), errors.Is(failed, unix.ENOLCK):
-		return fmt.Errorf("lock byte %d of %s: %w: %w", lock.Start, l.f.Name(), errNoLocks, failed)
+		return fmt.Errorf("lock byte %d of %s: %w: %w", offset, name, errNoLocks, failed)
 	}
-	return fmt.Errorf("lock byte %d of %s: %w", lock.Start, l.f.Name(), failed)
+	return fmt.Errorf("lock byte %d of %s: %w", offset, name, failed)
 }
 
 // read takes the locks of a reader that lets writers in: whoever needs the image

@@ -167,19 +167,23 @@ func TestAFailedStepLeavesTheLocksOfTheStepBefore(t *testing.T) {
 	}
 }
 
-func TestAFileWithoutLocksIsAClearError(t *testing.T) {
-	// A pipe has no locks on bytes, as some file systems have none.
-	path := filepath.Join(t.TempDir(), "pipe")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
+func TestAFileSystemWithoutLocksIsAClearError(t *testing.T) {
+	f := &file{path: "/vm/a"}
+	for _, errno := range []unix.Errno{unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, unix.ENOLCK} {
+		err := f.lockError(lockFailure("/vm/a", usesRead, errno))
+		if !errors.Is(err, source.ErrUnusable) || !errors.Is(err, errNoLocks) || !errors.Is(err, errno) || !strings.Contains(err.Error(), "move the image") {
+			t.Errorf("%v: got %v", errno, err)
+		}
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_PATH, 0)
+	// A descriptor that gives no access cannot be locked, for another reason.
+	path := newImage(t, "8M")
+	bare, err := os.OpenFile(path, unix.O_PATH, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if err := newLockSet(f).read(); err == nil {
-		t.Error("a descriptor without access was locked")
+	defer bare.Close()
+	if err := newLockSet(bare).read(); !errors.Is(err, unix.EBADF) || errors.Is(err, errNoLocks) {
+		t.Errorf("got %v", err)
 	}
 }
 
