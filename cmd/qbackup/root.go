@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,8 +43,9 @@ func usagef(format string, args ...any) error {
 
 func (p *program) rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "qbackup",
-		Short: "Incremental backups of QEMU disks from dirty bitmaps to an object store",
+		Use:                        "qbackup",
+		SuggestionsMinimumDistance: 2,
+		Short:                      "Incremental backups of QEMU disks from dirty bitmaps to an object store",
 		Long: `qbackup reads the dirty bitmaps that QEMU keeps in qcow2 images, stores the changed clusters as complete restore
 points in a folder or an S3 bucket, and then empties the bitmaps, safely at every instant.
 
@@ -53,7 +55,8 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
   qbackup -r /srv/backup restore --machine web1 --to web1-restored.qcow2 --format qcow2`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          unknownCommand,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&p.repository, "repo", "r", os.Getenv("QBACKUP_REPOSITORY"), "repository: a folder, s3://BUCKET/PREFIX or s3:http(s)://HOST:PORT/BUCKET/PREFIX ($QBACKUP_REPOSITORY)")
@@ -67,9 +70,21 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 	})
 	root.AddCommand(
 		p.initCommand(), p.backupCommand(), p.pointsCommand(), p.restoreCommand(),
-		p.bitmapCommand(), p.versionCommand(),
+		p.bitmapCommand(), p.demoCommand(), p.versionCommand(),
 	)
 	return root
+}
+
+// unknownCommand is where words end up that name no command.
+func unknownCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	suggestion := ""
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		suggestion = "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usagef("unknown command %q%s", args[0], suggestion)
 }
 
 // arguments wraps a check of positional arguments so that its failure is a usage error.
