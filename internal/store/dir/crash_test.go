@@ -5,28 +5,32 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/qbackup/qbackup/internal/sim"
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/dir"
 	"github.com/qbackup/qbackup/internal/store/storetest"
 	"github.com/qbackup/qbackup/internal/testtool"
 )
 
-func record(t *testing.T) (*dir.Store, *recorder) {
+// record opens a store whose effects are recorded, as those of the device "store".
+func record(t *testing.T) (*dir.Store, *sim.Log, string) {
 	t.Helper()
-	r := &recorder{root: t.TempDir()}
-	s, err := dir.Open(r.root, dir.Options{FS: r})
+	log, root := sim.NewLog(), t.TempDir()
+	fs, err := log.Folder("store", root, dir.OS{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, r
+	s, err := dir.Open(root, dir.Options{FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, log, root
 }
 
 func putBytes(t *testing.T, s store.Store, key string, b []byte) error {
@@ -34,7 +38,7 @@ func putBytes(t *testing.T, s store.Store, key string, b []byte) error {
 }
 
 func TestTheEffectsOfAPutAreInTheDocumentedOrder(t *testing.T) {
-	s, r := record(t)
+	s, log, _ := record(t)
 	for _, key := range []string{"a/b/c", "a/b/d"} {
 		if err := putBytes(t, s, key, storetest.Bytes(1, 5<<20)); err != nil {
 			t.Fatal(err)
@@ -44,9 +48,9 @@ func TestTheEffectsOfAPutAreInTheDocumentedOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, e := range r.effects {
-		path, _, _ := strings.Cut(e.path, ".tmp-")
-		got = append(got, strings.TrimSpace(e.verb+" "+path+" "+e.to))
+	for _, e := range log.Effects() {
+		path, _, _ := strings.Cut(e.Path, ".tmp-")
+		got = append(got, strings.TrimSpace(string(e.Verb)+" "+path+" "+e.To))
 	}
 	want := []string{
 		"mkdir a", "syncdir .", "mkdir a/b", "syncdir a",
@@ -62,7 +66,7 @@ func TestTheEffectsOfAPutAreInTheDocumentedOrder(t *testing.T) {
 // TestAfterAPowerFailureAtAnyEffectObjectsAreWholeAndFinishedPutsAreThere cuts a
 // series of Puts and a Delete at each effect.
 func TestAfterAPowerFailureAtAnyEffectObjectsAreWholeAndFinishedPutsAreThere(t *testing.T) {
-	s, r := record(t)
+	s, log, _ := record(t)
 	type done struct {
 		effects int
 		key     string
@@ -74,26 +78,24 @@ func TestAfterAPowerFailureAtAnyEffectObjectsAreWholeAndFinishedPutsAreThere(t *
 		if err := putBytes(t, s, key, content[key]); err != nil {
 			t.Fatal(err)
 		}
-		finished = append(finished, done{len(r.effects), key})
+		finished = append(finished, done{len(log.Effects()), key})
 	}
-	deleting := len(r.effects)
+	deleting := len(log.Effects())
 	if err := s.Delete(t.Context(), []string{"data/m/r/p1"}); err != nil {
 		t.Fatal(err)
 	}
-	rng := rand.New(rand.NewPCG(1, 2))
-	for cut := range len(r.effects) + 1 {
-		d := replay(r.effects[:cut])
+	for cut := range len(log.Effects()) + 1 {
 		chances := []float64{0, 1}
 		for range testtool.Count(3, 100) {
 			chances = append(chances, 0.5)
 		}
 		for i, chance := range chances {
+			left := log.After(sim.PowerCut{Done: cut, Kept: map[string]float64{"store": chance}, Seed: uint64(i)})
 			root := filepath.Join(t.TempDir(), fmt.Sprint(i))
-			if err := os.Mkdir(root, 0o700); err != nil {
+			if err := left.Folders["store"].Write(root); err != nil {
 				t.Fatal(err)
 			}
-			d.survive(t, root, chance, rng)
-			after, err := dir.Open(root, dir.Options{FS: noSync{}})
+			after, err := dir.Open(root, dir.Options{FS: sim.NoSync{}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -121,18 +123,18 @@ func TestAfterAPowerFailureAtAnyEffectObjectsAreWholeAndFinishedPutsAreThere(t *
 			}
 		}
 	}
-	if !slices.ContainsFunc(r.effects, func(e effect) bool { return e.verb == "remove" && e.path == "data/m/r/p1" }) {
+	if !slices.ContainsFunc(log.Effects(), func(e sim.Effect) bool { return e.Verb == sim.Remove && e.Path == "data/m/r/p1" }) {
 		t.Error("the delete was not recorded")
 	}
 }
 
 func TestAFailureOfAnyEffectGivesItsClassAndLeavesNoHalfObject(t *testing.T) {
 	count := func() int {
-		s, r := record(t)
+		s, log, _ := record(t)
 		if err := putBytes(t, s, "a/b/c", []byte("content")); err != nil {
 			t.Fatal(err)
 		}
-		return len(r.effects)
+		return len(log.Effects())
 	}()
 	for _, c := range []struct {
 		errno error
@@ -142,33 +144,33 @@ func TestAFailureOfAnyEffectGivesItsClassAndLeavesNoHalfObject(t *testing.T) {
 		{syscall.EROFS, store.ErrDenied}, {syscall.EIO, syscall.EIO}, {syscall.ESTALE, store.ErrTransient}, {syscall.ENOENT, store.ErrNoStore},
 	} {
 		for n := range count {
-			s, r := record(t)
+			s, log, root := record(t)
 			at := 0
-			var hit effect
-			r.fail = func(e effect) error {
+			var hit sim.Effect
+			log.Fail = func(e sim.Effect) error {
 				at++
 				if at-1 == n {
 					hit = e
-					return &fs.PathError{Op: e.verb, Path: e.path, Err: c.errno}
+					return &fs.PathError{Op: string(e.Verb), Path: e.Path, Err: c.errno}
 				}
 				return nil
 			}
 			err := putBytes(t, s, "a/b/c", []byte("content"))
 			// A temporary name that cannot be removed is no failure.
-			harmless := hit.verb == "remove" && (c.errno == syscall.EACCES || c.errno == syscall.EPERM || c.errno == syscall.ENOENT)
+			harmless := hit.Verb == sim.Remove && (c.errno == syscall.EACCES || c.errno == syscall.EPERM || c.errno == syscall.ENOENT)
 			if harmless != (err == nil) || !harmless && !errors.Is(err, c.want) {
-				t.Errorf("%v at %s %s: %v", c.errno, hit.verb, hit.path, err)
+				t.Errorf("%v at %s %s: %v", c.errno, hit.Verb, hit.Path, err)
 			}
-			r.fail = nil
+			log.Fail = nil
 			b, rerr := store.ReadAll(t.Context(), s, "a/b/c", 100)
 			if rerr == nil && string(b) != "content" || rerr != nil && !errors.Is(rerr, store.ErrNotFound) {
-				t.Errorf("%v at %s: the object is %q, %v", c.errno, hit.verb, b, rerr)
+				t.Errorf("%v at %s: the object is %q, %v", c.errno, hit.Verb, b, rerr)
 			}
 			if err := putBytes(t, s, "a/b/c", []byte("content")); err != nil && !errors.Is(err, store.ErrExists) {
-				t.Errorf("%v at %s: put again: %v", c.errno, hit.verb, err)
+				t.Errorf("%v at %s: put again: %v", c.errno, hit.Verb, err)
 			}
-			if left := temporary(t, r.root); hit.verb != "remove" && left != 0 {
-				t.Errorf("%v at %s: %d temporary files are left", c.errno, hit.verb, left)
+			if left := temporary(t, root); hit.Verb != sim.Remove && left != 0 {
+				t.Errorf("%v at %s: %d temporary files are left", c.errno, hit.Verb, left)
 			}
 		}
 	}
@@ -187,18 +189,3 @@ func temporary(t *testing.T, root string) (n int) {
 	}
 	return n
 }
-
-// noSync is the operating system's file system in a hurry, for tests whose subject
-// is not what is durable.
-type noSync struct{ dir.OS }
-
-func (noSync) SyncDir(string) error { return nil }
-
-func (f noSync) Create(path string, mode fs.FileMode) (dir.File, error) {
-	file, err := f.OS.Create(path, mode)
-	return noSyncFile{file}, err
-}
-
-type noSyncFile struct{ dir.File }
-
-func (noSyncFile) Sync() error { return nil }

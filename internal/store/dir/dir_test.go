@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/qbackup/qbackup/internal/sim"
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/dir"
 	"github.com/qbackup/qbackup/internal/store/storetest"
@@ -175,7 +176,7 @@ func TestRenamingReplacesNothingWhereLinksAreMissing(t *testing.T) {
 
 // noLinks is a file system without hard links: Link of the operating system then
 // renames, as dir.OS does after EPERM.
-type noLinks struct{ noSync }
+type noLinks struct{ sim.NoSync }
 
 func (noLinks) Link(temp, final string) error {
 	return dir.RenameExclusive(temp, final)
