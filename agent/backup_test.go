@@ -256,6 +256,23 @@ func TestAForgottenBaseIsNotBuiltOn(t *testing.T) {
 // forget puts a tombstone, as prune does.
 func (w *world) forget(run ident.RunID) {
 	w.t.Helper()
+	w.forgetThrough(w.mem, run)
+}
+
+func (w *world) forgetThrough(s store.Store, run ident.RunID) {
+	w.t.Helper()
+	raw, err := format.AppendTombstone(nil, &format.Tombstone{Identity: w.identity(run), Nonce: format.Nonce{1}, By: "test", Time: w.clock})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	err = s.Put(w.t.Context(), format.TombstoneKey("web", run), store.NewBody(raw), store.PutOptions{})
+	if err != nil && !errors.Is(err, store.ErrTransient) {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) identity(run ident.RunID) format.Identity {
+	w.t.Helper()
 	r, err := repo.Open(w.t.Context(), w.mem, w.repoOptions())
 	if err != nil {
 		w.t.Fatal(err)
@@ -264,15 +281,7 @@ func (w *world) forget(run ident.RunID) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	raw, err := format.AppendTombstone(nil, &format.Tombstone{
-		Identity: format.Identity{Repository: r.ID(), Machine: "web", MachineID: m.ID, Run: run}, Nonce: format.Nonce{1}, By: "test", Time: w.clock,
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := w.mem.Put(w.t.Context(), format.TombstoneKey("web", run), store.NewBody(raw), store.PutOptions{}); err != nil {
-		w.t.Fatal(err)
-	}
+	return format.Identity{Repository: r.ID(), Machine: "web", MachineID: m.ID, Run: run}
 }
 
 func TestADamagedBaseIsReplacedByARescan(t *testing.T) {

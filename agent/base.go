@@ -247,16 +247,36 @@ func joined(what, detail string) string {
 }
 
 // unknownStamps raises the alarm for stamps the repository never heard of. It
-// was rolled back, or it is the wrong one, or a crash tore the name.
+// was rolled back, or it is the wrong one; a name that a crash tore while it was
+// overwritten alarms nobody.
 func (in *BaseInput) unknownStamps(ours family) []Alarm {
 	var alarms []Alarm
 	for _, stamp := range ours.stamps() {
-		if in.Stamps[stamp].State == StampUnknown {
+		if in.Stamps[stamp].State == StampUnknown && !in.torn(stamp) {
 			alarms = append(alarms, Alarm{Kind: AlarmRepositoryRolledBack, Disk: in.Disk, Text: fmt.Sprintf(
 				"a bitmap of %s continues run %s, which this repository never heard of: it was rolled back, or is not the one used before", in.Disk, stamp)})
 		}
 	}
 	return alarms
+}
+
+// torn reports whether a stamp is what a crash leaves when a run of this host
+// overwrites its base's stamp by its own: the start of one and the rest of the
+// other. It is as unknown as any other stamp.
+func (in *BaseInput) torn(stamp ident.RunID) bool {
+	text := stamp.String()
+	for _, run := range in.Local {
+		if run.IsZero() || in.Bases[run].IsZero() || stamp == run || stamp == in.Bases[run] {
+			continue
+		}
+		after, before := run.String(), in.Bases[run].String()
+		for i := range text {
+			if text == after[:i]+before[i:] || text == before[:i]+after[i:] {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // baseAlarms looks at a base that the bitmaps support.

@@ -308,6 +308,33 @@ func TestAGrownDiskReadsItsTailAndTheBlockThatWasPartial(t *testing.T) {
 	}
 }
 
+func TestANameTornByAResetIsUnknownAndAlarmsNobody(t *testing.T) {
+	run := ident.RunID{8, 8, 8, 8, 8, 8, 0x78, 8, 0x88, 8, 8, 8, 8, 8, 8, 8}
+	before, after := runN(5).String(), run.String()
+	for _, c := range []struct {
+		stamp string
+		torn  bool
+	}{
+		{after[:10] + before[10:], true},
+		{before[:10] + after[10:], true},
+		{before[:5] + after[5:10] + before[10:], false},
+		{runN(77).String(), false},
+	} {
+		stamp, err := ident.ParseRunID(c.stamp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := goodInput()
+		in.Bitmaps[0].Name.Stamp = stamp
+		in.Stamps = map[ident.RunID]Stamp{stamp: {}, run: committed(5)}
+		in.Bases = map[ident.RunID]ident.RunID{run: runN(5)}
+		in.Newest, in.Local = run, []ident.RunID{run}
+		if d := ChooseBase(in); d.Reason != ReasonUnknownStamp || (len(d.Alarms) == 0) != c.torn {
+			t.Errorf("stamp %s: %s, %v", c.stamp, d.Reason, d.Alarms)
+		}
+	}
+}
+
 func TestAnotherFileIsNoticed(t *testing.T) {
 	in := goodInput()
 	if ChooseBase(in).Moved {

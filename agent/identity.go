@@ -36,20 +36,20 @@ func (b *backup) identify(ctx context.Context) error {
 
 // mustProve tells whether a sample of blocks has to show that these are the
 // machine's disks. Its bitmaps show it too, even in use, and so does this host's
-// memory of it; --adopt is the operator's word.
-func (b *backup) mustProve(evidence source.Evidence, k *knowledge) bool {
-	if b.isNew || b.job.Adopt || b.journal.MachineID == b.machine.ID || len(k.points) == 0 {
-		return false
+// memory of it; --adopt is the operator's word. A name without a point is free.
+func (b *backup) mustProve(ctx context.Context, evidence source.Evidence, k *knowledge) (bool, error) {
+	if b.isNew || b.job.Adopt || b.journal.MachineID == b.machine.ID {
+		return false, nil
 	}
 	family := b.machine.ID.Family()
 	for _, d := range evidence.Disks {
 		for _, v := range d.Bitmaps {
 			if name, ok := ident.ParseBitmapName(v.Name); ok && name.Family == family {
-				return false
+				return false, nil
 			}
 		}
 	}
-	return true
+	return k.anyPoint(ctx)
 }
 
 // prove compares a sample of blocks with data with the newest point: half of

@@ -138,9 +138,15 @@ func (k *knowledge) readable(ctx context.Context, run ident.RunID, disk string) 
 func (k *knowledge) disk(ctx context.Context, run ident.RunID, name string) (*repo.Disk, error) {
 	point := k.opened[run]
 	if point == nil {
-		var err error
-		if point, err = k.b.job.Repository.OpenPoint(ctx, k.b.job.Machine, run); err != nil {
-			return nil, fmt.Errorf("open point %s: %w", run, err)
+		slot, err := k.slot(ctx, run)
+		if err != nil {
+			return nil, err
+		}
+		if slot.Record == nil {
+			return nil, fmt.Errorf("open point %s: %w", run, repo.ErrNoPoint)
+		}
+		if point, err = k.b.job.Repository.OpenRecord(ctx, slot.Record); err != nil {
+			return nil, err
 		}
 		k.opened[run] = point
 	}
@@ -163,6 +169,18 @@ func (k *knowledge) newest(ctx context.Context, disk string) (ident.RunID, error
 		}
 	}
 	return ident.RunID{}, nil
+}
+
+// anyPoint tells whether the machine has a point at all; one that cannot be read
+// is one.
+func (k *knowledge) anyPoint(ctx context.Context) (bool, error) {
+	for _, run := range slices.Backward(k.points) {
+		s, err := k.slot(ctx, run)
+		if err != nil || s.State == repo.SlotCommitted || k.broken[run] != "" {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // addDescent reads the records between candidates, when there are several, so

@@ -134,7 +134,10 @@ func (b *backup) chooseBases(ctx context.Context, evidence source.Evidence) (*pl
 	if err := b.settleLocal(ctx, k); err != nil {
 		return nil, err
 	}
-	p := &plan{prove: b.mustProve(evidence, k)}
+	p := &plan{}
+	if p.prove, err = b.mustProve(ctx, evidence, k); err != nil {
+		return nil, err
+	}
 	for i, e := range evidence.Disks {
 		d := &diskPlan{ordinal: i, evidence: e}
 		p.disks = append(p.disks, d)
@@ -164,7 +167,7 @@ func (b *backup) chooseBases(ctx context.Context, evidence source.Evidence) (*pl
 		}
 	}
 	if p.prove && len(p.holds()) == 0 {
-		return nil, b.otherMachine("its newest point has none of these disks")
+		return nil, b.otherMachine("its points have none of these disks")
 	}
 	b.summarise(p)
 	return p, nil

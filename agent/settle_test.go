@@ -231,15 +231,17 @@ func TestAMachineNameIsTakenOverOnEvidenceOnly(t *testing.T) {
 		_, err := w.backup()
 		wantError(t, err, ErrOtherMachine)
 	})
-	t.Run("freely when it has no point", func(t *testing.T) {
-		w := newWorld(t, newGhostDisk("vda", 20*testBlockBytes, 1))
-		w.store.Add(fault.Rule{Verb: fault.Put, Prefix: "points/", Err: store.ErrDenied, Count: fault.Forever})
-		_, err := w.backup()
-		wantError(t, err, store.ErrDenied)
-		w.store.Clear()
-		w.elsewhere()
-		wantModes(t, w.mustBackup(), first)
-	})
+	for name, puts := range map[string]int{"freely when it has no point": fault.Forever, "freely when it has failed runs only": 1} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, newGhostDisk("vda", 20*testBlockBytes, 1))
+			w.store.Add(fault.Rule{Verb: fault.Put, Prefix: "points/", Err: store.ErrDenied, Count: puts})
+			_, err := w.backup()
+			wantError(t, err, store.ErrDenied)
+			w.store.Clear()
+			w.elsewhere()
+			wantModes(t, w.mustBackup(), first)
+		})
+	}
 }
 
 func TestTwoRepositoriesKeepTwoFamilies(t *testing.T) {
@@ -261,5 +263,110 @@ func TestTwoRepositoriesKeepTwoFamilies(t *testing.T) {
 	b.check()
 	if n := len(a.disks[0].bitmaps); n != 2 {
 		t.Fatalf("%d bitmaps in the image, want 2", n)
+	}
+}
+
+func TestABaseThatIsForgottenWhileTheRunBeginsIsGivenUp(t *testing.T) {
+	givenUp := 0
+	for delay := range 16 {
+		w := crashWorld(t)
+		base := w.journal().Committed
+		w.store.Add(fault.Rule{Verb: fault.Put, Prefix: "forgotten/", Kind: fault.Late, Delay: delay + 1})
+		w.forgetThrough(w.store, base)
+		s := w.mustBackup()
+		for _, d := range s.Disks {
+			if d.Mode == format.ModeRescan && d.Reason != ReasonForgotten {
+				t.Errorf("tombstone after %d calls: disk is %+v", delay, d)
+			}
+			if d.Mode == format.ModeRescan {
+				givenUp++
+			}
+		}
+		w.recover()
+	}
+	if givenUp == 0 {
+		t.Error("the base was never given up")
+	}
+}
+
+func TestWhatAVerificationCondemnedIsStoredAgain(t *testing.T) {
+	w := newWorld(t, newGhostDisk("vda", 20*testBlockBytes, 1))
+	p := make([]byte, 20*testBlockBytes)
+	_, _ = w.seed.Read(p)
+	w.disks[0].write(0, p)
+	old := w.mustBackup()
+	w.disks[0].write(0, []byte("x"))
+	w.mustBackup()
+	w.condemn(old.Point, format.PackKey("web", old.Point, 0))
+	s := w.mustBackup()
+	wantModes(t, s, rescanBecause(ReasonBaseDamaged))
+	wantAlarms(t, s, AlarmDamage)
+	if d := s.Disks[0]; d.StoredBytes < 19*testBlockBytes || d.SkippedBytes != testBlockBytes {
+		t.Errorf("disk is %+v", d)
+	}
+	s = w.mustBackup()
+	wantModes(t, s, incremental)
+	wantAlarms(t, s)
+	// The new points do not need the condemned pack.
+	w.mem.Replace(format.PackKey("web", old.Point, 0), []byte("spoiled"))
+	w.forget(old.Point)
+	for _, run := range w.points() {
+		if _, known := w.truth[run]; known && run.Compare(s.Point) < 0 && w.dependsOn(run, old.Point) {
+			w.forget(run)
+		}
+	}
+	if n := w.check(); n != 2 {
+		t.Errorf("%d points, want 2", n)
+	}
+}
+
+// points lists the runs with a point.
+func (w *world) points() []ident.RunID {
+	w.t.Helper()
+	r, err := repo.Open(w.t.Context(), w.mem, w.repoOptions())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	list, err := r.Points(w.t.Context(), "web")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var runs []ident.RunID
+	for _, p := range list {
+		runs = append(runs, p.Run)
+	}
+	return runs
+}
+
+// dependsOn tells whether a point's manifest names another run.
+func (w *world) dependsOn(run, other ident.RunID) bool {
+	w.t.Helper()
+	r, err := repo.Open(w.t.Context(), w.mem, w.repoOptions())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p, err := r.OpenPoint(w.t.Context(), "web", run)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, d := range p.Dependencies() {
+		if d.Run == other {
+			return true
+		}
+	}
+	return false
+}
+
+// condemn stores the verdict of a verification.
+func (w *world) condemn(run ident.RunID, key string) {
+	w.t.Helper()
+	raw, err := format.AppendVerdict(nil, &format.Verdict{
+		Identity: w.identity(run), Level: "data", Time: w.clock, Damage: []format.Finding{{Key: key, Offset: -1, Error: "spoiled"}},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.mem.Put(w.t.Context(), format.VerdictKey("web", run, 0), store.NewBody(raw), store.PutOptions{}); err != nil {
+		w.t.Fatal(err)
 	}
 }
