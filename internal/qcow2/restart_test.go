@@ -274,3 +274,34 @@ func TestZeroingATableEntryInPlaceIsNotSafe(t *testing.T) {
 		t.Errorf("every tear of %#x, %v, was harmless", table, err)
 	}
 }
+
+// BenchmarkRestart empties a bitmap with 1000 dirty granules scattered over a
+// disk of 16 TiB.
+func BenchmarkRestart(b *testing.B) {
+	path := createImage(b, "16T")
+	testtool.Run(b, "qemu-img", "bitmap", "--add", "-g", "65536", path, ours)
+	args := []string{}
+	for i := range int64(1000) {
+		args = append(args, "-c", fmt.Sprintf("discard %d 64k", i*(16<<40)/1000&^65535))
+	}
+	testtool.Run(b, "qemu-io", append(args, path)...)
+	dirty, err := os.ReadFile(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	f := openFile(b, path)
+	for b.Loop() {
+		b.StopTimer()
+		if _, err := f.WriteAt(dirty, 0); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		e, err := OpenEditor(f)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := e.Restart(ours, interim, final); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
