@@ -10,6 +10,7 @@ import (
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/fault"
 	"github.com/qbackup/qbackup/internal/store/mem"
+	"github.com/qbackup/qbackup/internal/testtool"
 )
 
 // sealed is a run that only has to publish.
@@ -204,7 +205,7 @@ func (w *world) must(err error) {
 
 func TestOfTwoWritersOfOneSlotOneWins(t *testing.T) {
 	ctx := context.Background()
-	for range 20 {
+	for range testtool.Count(6, 200) {
 		w := newWorld(t)
 		a := w.sealed(w.backup(nil, testSize, change{0, 40, 1}))
 		rival := &Run{r: w.repo, identity: a.run.identity, intent: a.run.intent, manifest: a.run.manifest, sealed: a.run.sealed}
@@ -229,7 +230,7 @@ func TestOfTwoWritersOfOneSlotOneWins(t *testing.T) {
 
 func TestOfPublishAndAbortOneWins(t *testing.T) {
 	ctx := context.Background()
-	for range 20 {
+	for range testtool.Count(6, 200) {
 		w := newWorld(t)
 		a := w.sealed(w.backup(nil, testSize, change{0, 40, 1}))
 		var published error

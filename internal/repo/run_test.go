@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/qbackup/qbackup/internal/ident"
-	"github.com/qbackup/qbackup/internal/repo/blockmap"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/fault"
@@ -213,40 +212,42 @@ func TestManyNodesFillSeveralMapObjects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Every second block another pack: leaves as large as they get.
-	const leaves, blocks = 1100, 1100 * format.NodeFanout
-	b, err := blockmap.NewBuilder(nil, 0, blocks, w.repo.Nodes(testMachine), a.run.Sink())
-	if err != nil {
-		t.Fatal(err)
+	// Every block in another pack: leaves as large as they get, 16 KiB.
+	leaf := &format.Node{}
+	for i := range format.NodeFanout {
+		leaf.Spans = append(leaf.Spans, format.LeafSpan{Start: i, Count: 1, Loc: format.Location{Run: a.run.ID(), Pack: uint32(i)}})
 	}
-	for i := range int64(blocks) {
-		if err := b.Set(ctx, blockmap.Span{First: i, Count: 1, Loc: format.Location{Run: a.run.ID(), Pack: uint32(i % 5), Ordinal: uint32(i % 1000)}}); err != nil {
+	var refs []format.NodeRef
+	var raw []byte
+	for i := range int64(1100) {
+		leaf.FirstBlock = i * format.NodeFanout
+		if i%100 == 0 || len(raw) == 0 {
+			if raw, err = format.AppendNode(raw[:0], leaf); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ref, err := a.run.Sink().PutNode(ctx, raw)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	root, err := b.Finish(ctx)
-	if err != nil {
-		t.Fatal(err)
+		refs = append(refs, ref)
 	}
 	if _, err := a.run.Seal(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(a.run.manifest.Maps); n < 2 {
+	if n := len(a.run.manifest.Maps); n != 2 || refs[len(refs)-1].Object != 1 {
 		t.Fatalf("%d map objects", n)
 	}
 	w.reopen()
-	next := int64(0)
-	for s, err := range blockmap.NewReader(root, blocks, w.repo.Nodes(testMachine)).Spans(ctx, 0, blocks) {
-		if err != nil {
-			t.Fatal(err)
+	src := w.repo.Nodes(testMachine)
+	for i, ref := range refs {
+		if i%50 != 0 && i < len(refs)-80 {
+			continue
 		}
-		if s.First != next || s.Count != 1 || s.Loc.Pack != uint32(next%5) || s.Loc.Ordinal != uint32(next%1000) {
-			t.Fatalf("span %+v where block %d is next", s, next)
+		n, err := src.Node(ctx, ref)
+		if err != nil || n.FirstBlock != int64(i/100*100)*format.NodeFanout || len(n.Spans) != format.NodeFanout {
+			t.Fatalf("node %d: %v", i, err)
 		}
-		next++
-	}
-	if next != blocks {
-		t.Fatalf("%d of %d blocks in %d leaves", next, blocks, leaves)
 	}
 }
 

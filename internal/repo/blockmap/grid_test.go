@@ -11,14 +11,15 @@ import (
 	"github.com/qbackup/qbackup/internal/repo/format"
 )
 
-// spread gives data for [from, to), split over packs as they can hold it.
-func spread(from, to int64) (spans []Span) {
-	for from < to {
-		n := min(to-from, format.MaxPackBlocks)
-		spans = append(spans, Span{First: from, Count: n, Loc: format.Location{Run: ident.RunID{3}, Pack: uint32(len(spans))}})
-		from += n
+// spread gives data at both ends of [from, to), or for all of it when it is short.
+func spread(from, to int64) []Span {
+	const end = fan + fan/2
+	first := Span{First: from, Count: to - from, Loc: format.Location{Run: ident.RunID{3}, Pack: 1}}
+	if to-from <= 2*end {
+		return []Span{first}
 	}
-	return spans
+	first.Count = end
+	return []Span{first, {First: from + end, Count: to - from - 2*end, Zero: true}, {First: to - end, Count: end, Loc: first.Loc}}
 }
 
 func collect(t *testing.T, r *Reader, first, count int64) (all []Span) {
