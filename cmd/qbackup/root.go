@@ -69,7 +69,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 		return usagef("%v; see %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(
-		p.initCommand(), p.backupCommand(), p.pointsCommand(), p.restoreCommand(),
+		p.initCommand(), p.backupCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
 		p.bitmapCommand(), p.demoCommand(), p.versionCommand(),
 	)
 	return root
