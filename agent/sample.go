@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,8 @@ import (
 	"io"
 	"iter"
 	"slices"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/qbackup/qbackup/internal/extent"
 	"github.com/qbackup/qbackup/internal/repo/blockmap"
@@ -21,6 +24,9 @@ const (
 	sampleDraws  = 4 * sampleBlocks
 	// differBlocks is how many blocks that tell two disks apart are compared.
 	differBlocks = 16
+	// sampleParallel is how many requests a sample has in flight: each waits for
+	// the store, and a run should not.
+	sampleParallel = 8
 	// proofBlocks is how many blocks are compared to recognise a machine.
 	proofBlocks = 64
 )
@@ -55,27 +61,32 @@ func (s *sampler) draw(ctx context.Context, n int) ([]probe, error) {
 	if s.blocks == 0 {
 		return nil, nil
 	}
-	var probes []probe
-	for range n {
-		var word [16]byte
-		if _, err := io.ReadFull(s.random, word[:]); err != nil {
-			return nil, fmt.Errorf("read random bytes: %w", err)
-		}
-		start := int64(binary.LittleEndian.Uint64(word[:]) % uint64(s.blocks))
-		within := binary.LittleEndian.Uint64(word[8:])
-		p, found, err := s.dataAt(ctx, start, s.blocks, within)
-		if err == nil && !found {
-			p, found, err = s.dataAt(ctx, 0, start, within)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !found {
-			return nil, nil // the whole disk is zero
-		}
-		probes = append(probes, p)
+	words := make([]byte, 16*n)
+	if _, err := io.ReadFull(s.random, words); err != nil {
+		return nil, fmt.Errorf("read random bytes: %w", err)
 	}
-	slices.SortFunc(probes, func(a, b probe) int { return int(min(max(a.block-b.block, -1), 1)) })
+	probes := make([]probe, n)
+	found := make([]bool, n)
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(sampleParallel)
+	for i := range n {
+		start := int64(binary.LittleEndian.Uint64(words[16*i:]) % uint64(s.blocks))
+		within := binary.LittleEndian.Uint64(words[16*i+8:])
+		group.Go(func() (err error) {
+			probes[i], found[i], err = s.dataAt(ctx, start, s.blocks, within)
+			if err == nil && !found[i] {
+				probes[i], found[i], err = s.dataAt(ctx, 0, start, within)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	if slices.Contains(found, false) {
+		return nil, nil // the whole disk is zero
+	}
+	slices.SortFunc(probes, func(a, b probe) int { return cmp.Compare(a.block, b.block) })
 	return slices.CompactFunc(probes, func(a, b probe) bool { return a.block == b.block }), nil
 }
 
@@ -133,32 +144,65 @@ func clean(probes []probe, dirty extent.Seq, blockBytes int64) ([]probe, error) 
 // compare reads the probes and counts those that equal the point; unknown are
 // those whose stored hash cannot be had. The first that differs is returned.
 func (s *sampler) compare(ctx context.Context, probes []probe) (equal, unknown int, differs *probe, err error) {
-	buffer := make([]byte, s.blockBytes)
-	zero := s.sum(buffer)
+	verdicts := make([]verdict, len(probes))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(sampleParallel)
 	for i, p := range probes {
-		want, known := zero, true
-		if !p.span.Zero {
-			if want, known, err = s.hashes.BlockHash(ctx, p.span.Loc); err != nil {
-				return 0, 0, nil, fmt.Errorf("learn the hash of block %d: %w", p.block, err)
-			}
-		}
-		if !known {
-			unknown++
-			continue
-		}
-		off := p.block * s.blockBytes
-		n := int(min(s.blockBytes, s.sizeBytes-off))
-		clear(buffer)
-		if m, err := s.disk.ReadAt(buffer[:n], off); m < n {
-			return 0, 0, nil, fmt.Errorf("read %d bytes at %d: %w", n, off, errors.Join(err, errShort(err)))
-		}
-		if s.sum(buffer) == want {
+		group.Go(func() (err error) {
+			verdicts[i], err = s.judge(ctx, p)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 0, 0, nil, err
+	}
+	for i, v := range verdicts {
+		switch {
+		case v == blockEqual:
 			equal++
-		} else if differs == nil {
+		case v == blockUnknown:
+			unknown++
+		case differs == nil:
 			differs = &probes[i]
 		}
 	}
 	return equal, unknown, differs, nil
+}
+
+// verdict is what a comparison of one block finds.
+type verdict uint8
+
+const (
+	blockDiffers verdict = iota
+	blockEqual
+	blockUnknown
+)
+
+// judge reads one block and compares it with the point.
+func (s *sampler) judge(ctx context.Context, p probe) (verdict, error) {
+	buffer := make([]byte, s.blockBytes)
+	var want format.BlockHash
+	if p.span.Zero {
+		want = s.sum(buffer)
+	} else {
+		var known bool
+		var err error
+		if want, known, err = s.hashes.BlockHash(ctx, p.span.Loc); err != nil {
+			return 0, fmt.Errorf("learn the hash of block %d: %w", p.block, err)
+		}
+		if !known {
+			return blockUnknown, nil
+		}
+	}
+	off := p.block * s.blockBytes
+	n := int(min(s.blockBytes, s.sizeBytes-off))
+	if m, err := s.disk.ReadAt(buffer[:n], off); m < n {
+		return 0, fmt.Errorf("read %d bytes at %d: %w", n, off, errors.Join(err, errShort(err)))
+	}
+	if s.sum(buffer) != want {
+		return blockDiffers, nil
+	}
+	return blockEqual, nil
 }
 
 func errShort(err error) error {
