@@ -61,7 +61,7 @@ func TestAProcessKilledAtAnyStoreCallLosesNothing(t *testing.T) {
 		}
 		t.Logf("%s: %d store calls", name, total)
 		for _, effect := range []bool{false, true} {
-			for n := 1; n <= total; n += testtool.Count(4, 1) {
+			for n := 1; n <= total; n += testtool.Count(7, 1) {
 				t.Run(fmt.Sprintf("%s, call %d, effect %v", name, n, effect), func(t *testing.T) {
 					w := crashWorld(t)
 					if effect {
@@ -95,7 +95,7 @@ func TestAProcessKilledInAFirstBackupLosesNothing(t *testing.T) {
 	before := w.store.Calls(fault.Any)
 	w.mustBackup()
 	total := w.store.Calls(fault.Any) - before
-	for n := 1; n <= total; n += testtool.Count(4, 1) {
+	for n := 1; n <= total; n += testtool.Count(7, 1) {
 		w := fresh(t)
 		w.store.Add(fault.Rule{From: n, Kind: fault.After, Err: store.ErrUnreachable}, fault.Down(n+1))
 		_, _ = w.backup()
