@@ -124,7 +124,7 @@ func TestAProcessKilledAtAnyStepOfTheResetLosesNothing(t *testing.T) {
 }
 
 func TestRandomDeathsInLongHistoriesLeaveOnlyTruePoints(t *testing.T) {
-	for seed := range testtool.Count(2, 40) {
+	for seed := range testtool.Count(2, 20) {
 		w := crashWorld(t)
 		for range seed {
 			w.rng.Uint64() // another history

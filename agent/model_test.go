@@ -400,7 +400,7 @@ func fixRapid(t testing.TB, checks int) {
 }
 
 func TestEveryPointIsTrueWhateverHappensBetweenAndDuringRuns(t *testing.T) {
-	fixRapid(t, testtool.Count(1_000, 200_000))
+	fixRapid(t, testtool.Count(1_000, 100_000))
 	hits := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
 		m := newModel(rt, variantProduct, hits)
