@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -83,13 +84,13 @@ func fill(t *testing.T, w *Writer, reference File, size, cluster int64) {
 	}
 	step := max(clusters/20, 1)
 	for first := step; first+step < clusters; first += step {
-		starts[first+random.Int64N(step)/2] = 1 + random.Int64N(min(step, 20)+1)/2
+		starts[first+random.Int64N(step)/2] = 1 + random.Int64N(min(step, 20, 4<<20/cluster)+1)/2
 	}
 	var group sync.WaitGroup
 	for first, count := range starts {
 		p := make([]byte, min(count*cluster, size-first*cluster))
-		for i := range p {
-			p[i] = byte(random.Uint32()) | 1
+		for i := 0; i < len(p); i += 8 {
+			binary.BigEndian.PutUint64(p[i:], uint64(first)<<32+uint64(i)+1)
 		}
 		group.Go(func() {
 			if n, err := w.WriteAt(p, first*cluster); err != nil || n != len(p) {
