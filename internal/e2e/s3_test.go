@@ -55,8 +55,8 @@ func TestARunWhoseStoreGoesAwayLosesNothing(t *testing.T) {
 	testtool.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 3 0 64M", image)
 	w.backup(image)
 	noise := w.path("noise")
-	testtool.Run(t, "dd", "if=/dev/urandom", "of="+noise, "bs=1M", "count=600", "status=none")
-	testtool.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -s "+noise+" 100M 600M", image)
+	testtool.Run(t, "dd", "if=/dev/urandom", "of="+noise, "bs=1M", "count=200", "status=none")
+	testtool.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -s "+noise+" 100M 200M", image)
 	truth := w.rawCopy(image, "truth.raw")
 
 	run := w.command("backup", "--retry-for", "2s", image)
@@ -65,7 +65,7 @@ func TestARunWhoseStoreGoesAwayLosesNothing(t *testing.T) {
 	if err := run.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond)
 	server.Stop()
 	if err := run.Wait(); err == nil {
 		t.Fatal("the run succeeded without a store")

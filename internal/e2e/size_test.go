@@ -45,7 +45,7 @@ func TestSixteenTebibytesWithAThousandDirtyClustersFitIntoMemory(t *testing.T) {
 	image := w.path("huge.qcow2")
 	testtool.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", image, "16T")
 	random := rand.New(rand.NewPCG(16, 16))
-	for range 3 {
+	for range testtool.Count(2, 5) {
 		args := []string{"-f", "qcow2"}
 		for range 1000 {
 			args = append(args, "-c", fmt.Sprintf("write -P %d %d 64k", random.IntN(255)+1, random.Int64N(16<<40>>16)<<16))
@@ -59,8 +59,9 @@ func TestSixteenTebibytesWithAThousandDirtyClustersFitIntoMemory(t *testing.T) {
 		if peak > memoryLimit {
 			t.Errorf("%d MiB of memory", peak>>20)
 		}
-		if took > 3*time.Second {
-			t.Errorf("the backup took %v, more than 3 s", took)
+		// The bar is 3 s on a machine that has nothing else to do; a busy one gets more.
+		if limit := time.Duration(testtool.Count(10, 3)) * time.Second; took > limit {
+			t.Errorf("the backup took %v, more than %v", took, limit)
 		}
 	}
 	w.clean(image)
