@@ -56,7 +56,7 @@ func dependencies(maps []*mapping, own ident.RunID) ([]format.Dependency, error)
 	return repo.JoinDependencies(lists...)
 }
 
-// condemned gives the packs that verifications found damaged.
+// condemned gives the packs and maps that verifications found damaged.
 func (k *knowledge) condemned(ctx context.Context) (*repo.PackSet, error) {
 	if k.bad != nil || k.b.isNew {
 		return k.bad, nil
@@ -69,9 +69,9 @@ func (k *knowledge) condemned(ctx context.Context) (*repo.PackSet, error) {
 	return bad, nil
 }
 
-// damagedBlock finds a block of a point's disk that lies in a condemned pack: what
-// builds on the point would inherit it. The map is walked only when a run that
-// the point depends on has such a pack.
+// damagedBlock finds a block of a point's disk that lies in a condemned pack, or a
+// part of its map that cannot be read: what builds on the point would inherit it. The
+// map is walked only when a run that the point depends on has something condemned.
 func (k *knowledge) damagedBlock(ctx context.Context, run ident.RunID, disk string) (string, error) {
 	bad, err := k.condemned(ctx)
 	if err != nil || bad.Empty() {
@@ -90,6 +90,7 @@ func (k *knowledge) damagedBlock(ctx context.Context, run ident.RunID, disk stri
 		if err != nil {
 			return "", err
 		}
+		concerned = concerned || bad.HasMaps(dep.Run)
 		for _, p := range m.Packs {
 			concerned = concerned || bad.Has(dep.Run, p.Seq)
 		}

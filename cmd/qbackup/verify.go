@@ -31,7 +31,7 @@ that are lost with it (offset+length, in bytes). Without --data everything but t
 manifests, maps and pack indexes, and every object that a point needs must be there with its size. With --data every block of
 every point is read, decompressed and compared with its hash.
 
-A pack that is found damaged is marked as such in the repository: the next backup stores the blocks again that lie in it.
+What is found damaged is marked in the repository: the next backup does not build on it, and stores again what is lost.
 With --record=false nothing is written. What no point needs is never damage.
 
 The exit code is 21 when damage was found.`,
@@ -41,7 +41,7 @@ The exit code is 21 when damage was found.`,
 	flags := c.Flags()
 	flags.StringArrayVar(&f.machines, "machine", nil, "one machine (repeatable); default: all")
 	flags.BoolVar(&f.data, "data", false, "read every block of every point")
-	flags.BoolVar(&f.record, "record", true, "mark damaged packs in the repository, so that no backup builds on them")
+	flags.BoolVar(&f.record, "record", true, "mark what is damaged in the repository, so that no backup builds on it")
 	return c
 }
 

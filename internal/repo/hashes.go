@@ -86,10 +86,12 @@ func (l *lookup) index(ctx context.Context, loc format.Location, hash format.Has
 	return l.r.packIndex(ctx, l.machine, loc.Run, e)
 }
 
-// PackSet is a set of packs, and of runs with all their packs. A nil set is empty.
+// PackSet is a set of packs, of runs with all their packs, and of runs some of whose map nodes cannot be read. A nil set
+// is empty.
 type PackSet struct {
 	packs map[packID]struct{}
 	runs  map[ident.RunID]struct{}
+	maps  map[ident.RunID]struct{}
 }
 
 type packID struct {
@@ -110,13 +112,29 @@ func (s *PackSet) Has(run ident.RunID, seq uint32) bool {
 }
 
 // Empty reports whether nothing is in the set.
-func (s *PackSet) Empty() bool { return s == nil || len(s.packs)+len(s.runs) == 0 }
+func (s *PackSet) Empty() bool { return s == nil || len(s.packs)+len(s.runs)+len(s.maps) == 0 }
+
+// HasMaps reports whether map nodes of a run cannot be read. Which ones shows when a map is walked.
+func (s *PackSet) HasMaps(run ident.RunID) bool {
+	if s == nil {
+		return false
+	}
+	_, ok := s.maps[run]
+	return ok
+}
 
 func (s *PackSet) add(run ident.RunID, seq uint32) {
 	if s.packs == nil {
 		s.packs = map[packID]struct{}{}
 	}
 	s.packs[packID{run, seq}] = struct{}{}
+}
+
+func (s *PackSet) addMaps(run ident.RunID) {
+	if s.maps == nil {
+		s.maps = map[ident.RunID]struct{}{}
+	}
+	s.maps[run] = struct{}{}
 }
 
 func (s *PackSet) addRun(run ident.RunID) {
@@ -158,8 +176,9 @@ func (r *Repository) DependencyListed(ctx context.Context, machine ident.Machine
 	return bad, nil
 }
 
-// Condemn adds the packs that verifications of the machine's points found damaged.
-// A verdict that cannot be parsed names none.
+// Condemn adds what verifications of the machine's points found damaged: packs, map
+// objects, and with a manifest all packs of its run. A verdict that cannot be parsed
+// names nothing.
 func (r *Repository) Condemn(ctx context.Context, machine ident.MachineName, bad *PackSet) error {
 	for info, err := range r.store.List(ctx, format.VerdictsPrefix(machine)) {
 		if err != nil {
@@ -178,10 +197,24 @@ func (r *Repository) Condemn(ctx context.Context, machine ident.MachineName, bad
 			continue
 		}
 		for _, f := range v.Damage {
-			if pack, err := format.ParseKey(f.Key); err == nil && pack.Kind == format.KeyPack && pack.Machine == machine {
-				bad.add(pack.Run, pack.Seq)
-			}
+			bad.condemn(machine, f.Key)
 		}
 	}
 	return nil
+}
+
+// condemn adds an object that a verdict on a machine's run names.
+func (s *PackSet) condemn(machine ident.MachineName, object string) {
+	key, err := format.ParseKey(object)
+	if err != nil || key.Machine != machine {
+		return
+	}
+	switch key.Kind {
+	case format.KeyPack:
+		s.add(key.Run, key.Seq)
+	case format.KeyMap:
+		s.addMaps(key.Run)
+	case format.KeyManifest:
+		s.addRun(key.Run)
+	}
 }

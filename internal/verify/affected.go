@@ -8,11 +8,6 @@ import (
 	"github.com/qbackup/qbackup/internal/repo/format"
 )
 
-type runKey struct {
-	machine ident.MachineName
-	run     ident.RunID
-}
-
 // attribute finds the ranges of disks that the damage costs: the second walk, over the points that refer to a run with
 // damaged objects.
 func (m *machine) attribute(ctx context.Context) error {
@@ -28,7 +23,7 @@ func (m *machine) attribute(ctx context.Context) error {
 		}
 		concerned := false
 		for run := range p.needs {
-			concerned = concerned || bad[runKey{m.name, run}]
+			concerned = concerned || bad[run]
 		}
 		if !concerned {
 			continue
@@ -49,4 +44,15 @@ func (m *machine) loseAll(p *point) {
 			m.found.addRange(*p.bad, p.id(), p.time(), d.Name, extent.Extent{Len: d.SizeBytes})
 		}
 	}
+}
+
+// badRuns gives the runs of the machine in whose data damage was found.
+func (m *machine) badRuns() map[ident.RunID]bool {
+	bad := map[ident.RunID]bool{}
+	for _, f := range m.found.findings() {
+		if key, err := format.ParseKey(f.key); err == nil && ofData(key.Kind) && key.Machine == m.name {
+			bad[key.Run] = true
+		}
+	}
+	return bad
 }

@@ -26,7 +26,7 @@ type machine struct {
 	forgotten   map[ident.RunID]bool
 	aborted     map[ident.RunID]bool
 	nextVerdict map[ident.RunID]uint32
-	condemned   map[string]bool // packs that an earlier verdict names
+	condemned   map[string]bool // keys that an earlier verdict names
 
 	runs      map[ident.RunID]*runState // that points need
 	lostPacks map[packID]finding        // of which no block can be read

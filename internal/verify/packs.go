@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/qbackup/qbackup/internal/repo/format"
 )
@@ -161,16 +160,4 @@ func (d *packDamage) addFrame(key string, f format.IndexedFrame, err error) {
 		return
 	}
 	d.frames = append(d.frames, badFrame{finding{key, f.Offset, f.Length, err.Error()}, f.FirstOrdinal, end, 1})
-}
-
-// badRuns gives the runs in whose objects damage was found.
-func (m *machine) badRuns() map[runKey]bool {
-	bad := map[runKey]bool{}
-	for _, f := range m.found.findings() {
-		key, err := format.ParseKey(f.key)
-		if err == nil && slices.Contains([]format.KeyKind{format.KeyPack, format.KeyMap, format.KeyManifest}, key.Kind) {
-			bad[runKey{key.Machine, key.Run}] = true
-		}
-	}
-	return bad
 }

@@ -18,8 +18,8 @@ type Options struct {
 	Data    bool
 	Workers int // requests at a time; 0: 8
 
-	// Record stores a verdict for each run whose packs are damaged, so that no backup builds on these packs. A store
-	// that refuses it gets a remark in the report.
+	// Record stores a verdict for each run whose data is damaged, so that no backup builds on it. A store that refuses
+	// it gets a remark in the report.
 	Record bool
 	Host   string // for verdicts
 	Tool   string

@@ -12,21 +12,22 @@ import (
 	"github.com/qbackup/qbackup/internal/store"
 )
 
-// record stores, for each run of the machine that has damaged packs, a verdict that names them, unless an earlier one does.
-// Nothing in the report depends on it: where it cannot be stored, that is a remark.
+// record stores, for each run of the machine that has damaged packs, map objects or a damaged manifest, a verdict that names
+// them, unless an earlier one does. Damaged documents need none: whoever reads them notices. Nothing in the report depends on
+// it: where it cannot be stored, that is a remark.
 func (m *machine) record(ctx context.Context) error {
-	packs := map[ident.RunID][]format.Finding{}
+	objects := map[ident.RunID][]format.Finding{}
 	named := map[string]bool{}
 	for _, f := range m.found.findings() {
 		key, err := format.ParseKey(f.key)
-		if err != nil || key.Kind != format.KeyPack || key.Machine != m.name || m.condemned[f.key] || named[f.key] {
+		if err != nil || !ofData(key.Kind) || key.Machine != m.name || m.condemned[f.key] || named[f.key] {
 			continue
 		}
 		named[f.key] = true
-		packs[key.Run] = append(packs[key.Run], format.Finding{Key: f.key, Offset: f.offset, Length: f.length, Error: shortened(f.problem)})
+		objects[key.Run] = append(objects[key.Run], format.Finding{Key: f.key, Offset: f.offset, Length: f.length, Error: shortened(f.problem)})
 	}
-	for _, run := range slices.SortedFunc(maps.Keys(packs), ident.RunID.Compare) {
-		for part := range slices.Chunk(packs[run], verdictFindings) {
+	for _, run := range slices.SortedFunc(maps.Keys(objects), ident.RunID.Compare) {
+		for part := range slices.Chunk(objects[run], verdictFindings) {
 			if err := m.putVerdict(ctx, run, part); err != nil {
 				if ctx.Err() != nil {
 					return err
@@ -39,7 +40,12 @@ func (m *machine) record(ctx context.Context) error {
 	return nil
 }
 
-func (m *machine) putVerdict(ctx context.Context, run ident.RunID, packs []format.Finding) error {
+// ofData tells whether a kind of objects lies under a run's data.
+func ofData(kind format.KeyKind) bool {
+	return kind == format.KeyPack || kind == format.KeyMap || kind == format.KeyManifest
+}
+
+func (m *machine) putVerdict(ctx context.Context, run ident.RunID, objects []format.Finding) error {
 	level := levelMaps
 	if m.o.Data {
 		level = levelData
@@ -59,7 +65,7 @@ func (m *machine) putVerdict(ctx context.Context, run ident.RunID, packs []forma
 		m.nextVerdict[run]++
 		var body []byte
 		body, err = format.AppendVerdict(nil, &format.Verdict{
-			Identity: at, Number: number, Level: level, Time: m.o.Clock(), Host: m.o.Host, Tool: m.o.Tool, Damage: packs,
+			Identity: at, Number: number, Level: level, Time: m.o.Clock(), Host: m.o.Host, Tool: m.o.Tool, Damage: objects,
 		})
 		if err != nil {
 			return fmt.Errorf("make verdict: %w", err)
