@@ -49,7 +49,7 @@ const (
 	// MaxPackBlocks is more data blocks than an index in one object can have hashes.
 	MaxPackBlocks = MaxObjectBytes / blockHashBytes
 	// MaxDependencies bounds the runs that one point refers to.
-	MaxDependencies = 4096
+	MaxDependencies = 65536
 	// MaxTextBytes bounds one string of a document.
 	MaxTextBytes = 4096
 )

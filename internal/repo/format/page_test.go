@@ -183,7 +183,7 @@ func TestThePageStatesTheLimitsOfTheCode(t *testing.T) {
 		"node | 65,560 bytes":                            MaxNodeBytes == 65560,
 		"sequence numbers, generations | 99,999,999":     MaxSeq == 99999999 && MaxGeneration == 99999999,
 		"renewals and verdicts of a run | 9,999":         MaxNumber == 9999,
-		"4,096 besides its own":                          MaxDependencies == 4096,
+		"65,536 besides its own":                         MaxDependencies == 65536,
 		"Header, 128 bytes":                              PackHeaderBytes == 128,
 		"Footer, 88 bytes":                               PackFooterBytes == 88,
 		"*n* + *n*/128 + 512":                            MaxFrameBytes(65536) == 65536+512+512,
