@@ -130,7 +130,17 @@ func (b *backup) without(ctx context.Context, deps []format.Dependency) (*repo.P
 func (b *backup) knownHashes(ctx context.Context, d *diskPlan) (repo.Hashes, error) {
 	deps := d.point.Dependencies()
 	if d.Mode == format.ModeIncremental {
-		return b.job.Repository.CachedHashes(b.job.Machine, deps, nil), nil
+		return &listedHashes{
+			Hashes: b.job.Repository.CachedHashes(b.job.Machine, deps, nil),
+			runs:   map[ident.RunID]*repo.PackSet{},
+			list: func(ctx context.Context, run ident.RunID) (*repo.PackSet, error) {
+				one, err := repo.PickDependencies(deps, []ident.RunID{run})
+				if err != nil {
+					return nil, err
+				}
+				return b.without(ctx, one)
+			},
+		}, nil
 	}
 	without, err := b.without(ctx, deps)
 	if err != nil {
