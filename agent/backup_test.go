@@ -180,6 +180,44 @@ func TestSwappedClonesAreToldApart(t *testing.T) {
 	w.check()
 }
 
+func TestASwappedDiskIsFoundWhenTheOtherIsNotBackedUp(t *testing.T) {
+	a, b := newGhostDisk("vda", 20*ghostMiB, 1), newGhostDisk("vdb", 20*ghostMiB, 2)
+	w := newWorld(t, a, b)
+	same := make([]byte, 20*ghostMiB)
+	_, _ = w.seed.Read(same)
+	a.write(0, same)
+	b.write(0, same)
+	b.write(7*ghostMiB, []byte("only here"))
+	w.mustBackup()
+	b.write(0, []byte("new"))
+	b.name, w.disks = "vda", []*ghostDisk{b}
+	s := w.mustBackup()
+	wantModes(t, s, rescanBecause(ReasonSwapped))
+	wantAlarms(t, s, AlarmSwapped)
+	w.check()
+}
+
+func TestADiskThatWasMadeSmallerAndLargerAgainIsFound(t *testing.T) {
+	const size = 20*ghostMiB + 777
+	for name, lost := range map[string]int{"the end of the last block": 500, "a block and a half": 100_000} {
+		t.Run(name, func(t *testing.T) {
+			d := newGhostDisk("vda", size, 1)
+			w := newWorld(t, d)
+			p := make([]byte, size)
+			_, _ = w.seed.Read(p)
+			d.write(0, p)
+			w.mustBackup()
+			d.resize(size - lost)
+			d.resize(size)
+			d.write(ghostMiB, []byte("a bit is set"))
+			s := w.mustBackup()
+			wantModes(t, s, rescanBecause(ReasonSample))
+			wantAlarms(t, s, AlarmSample)
+			w.check()
+		})
+	}
+}
+
 func TestAMovedImageOfASingleDiskStaysIncremental(t *testing.T) {
 	w := newWorld(t, newGhostDisk("vda", ghostMiB, 1))
 	w.guest(5)

@@ -71,6 +71,14 @@ func frozenBy6(state StampState) func(*BaseInput) {
 	}
 }
 
+// restored makes the image one that a restore of run 5 made: one file, of another
+// geometry, with an empty bitmap.
+func restored(in *BaseInput) {
+	in.Bitmaps[0].Name.Prev, in.Bitmaps[0].DirtyBytes = runN(5), 0
+	in.Facts.Inode, in.Facts.ActiveL1 = 99, format.Hash{9}
+	in.Facts.Chain = []format.LayerFacts{{Role: roleTop, Path: "/vm/r.qcow2", Format: "qcow2", Device: 1, Inode: 99, ModifiedNanos: 9, ChangedNanos: 9, Header: format.Hash{9}}}
+}
+
 func TestEveryRuleOfTheBase(t *testing.T) {
 	type want struct {
 		mode   string
@@ -188,7 +196,31 @@ func TestEveryRuleOfTheBase(t *testing.T) {
 		{"the disk shrank", func(in *BaseInput) { in.SizeBytes-- }, rescan(ReasonShrank)},
 		{"the disk grew", func(in *BaseInput) { in.SizeBytes++; in.Facts.ActiveL1 = format.Hash{7}; in.Bitmaps[0].DirtyBytes = 0 }, increment(5)},
 		{"another block size", func(in *BaseInput) { in.BlockBytes *= 2 }, rescan(ReasonBlockSize)},
-		{"a family in two layers", func(in *BaseInput) { in.FamilyInLayers = 2 }, rescan(ReasonTwoLayers)},
+		{"a family in two layers that the base did not have", func(in *BaseInput) {
+			in.FamilyInLayers = 2
+			in.Facts.Chain = append(in.Facts.Chain, format.LayerFacts{Role: "backing", ChangedNanos: 5})
+		}, rescan(ReasonTwoLayers)},
+		{"a family in two layers, and the lower one was written to", func(in *BaseInput) {
+			in.FamilyInLayers = 2
+			in.Facts.Chain[2].ChangedNanos++
+		}, rescan(ReasonTwoLayers)},
+		{"a family in two layers, the lower one a block device", func(in *BaseInput) {
+			in.FamilyInLayers = 2
+			for _, f := range []format.ImageFacts{in.Facts, in.Stamps[runN(5)].Disk.Image} {
+				f.Chain[2].ModifiedNanos, f.Chain[2].ChangedNanos = 0, 0
+			}
+		}, rescan(ReasonTwoLayers)},
+		{"a family in two layers, as the base found it", func(in *BaseInput) { in.FamilyInLayers = 2 }, increment(5)},
+		{"a restored image, whatever the one was that the point was read from", func(in *BaseInput) { restored(in) }, increment(5)},
+		{"a restored image on which an overlay was put", func(in *BaseInput) {
+			restored(in)
+			in.Facts.Chain = append(in.Facts.Chain, format.LayerFacts{Role: "backing"})
+		}, rescan(ReasonChainChanged)},
+		{"a restored image that was given a backing file", func(in *BaseInput) {
+			restored(in)
+			in.Facts.Chain[0].Backing = "b.qcow2"
+		}, rescan(ReasonChainChanged)},
+		{"a restored image that shrank", func(in *BaseInput) { restored(in); in.SizeBytes-- }, rescan(ReasonShrank)},
 		{"another format", func(in *BaseInput) { in.Facts.Format = "raw" }, rescan(ReasonChainChanged)},
 		{"a layer more", func(in *BaseInput) { in.Facts.Chain = append(in.Facts.Chain, format.LayerFacts{Role: "backing"}) }, rescan(ReasonChainChanged)},
 		{"layers in another order", func(in *BaseInput) {
@@ -347,6 +379,11 @@ func TestAnotherFileIsNoticed(t *testing.T) {
 	in.Rescan = true
 	if !ChooseBase(in).Moved {
 		t.Error("another inode in a rescan is not noticed")
+	}
+	in = goodInput()
+	in.Facts.Chain[0].ModifiedNanos, in.Facts.Chain[0].ChangedNanos = 0, 0
+	if d := ChooseBase(in); !d.Moved || d.Mode != format.ModeIncremental {
+		t.Errorf("a block device may always be another: %+v", d)
 	}
 }
 

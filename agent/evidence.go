@@ -26,7 +26,16 @@ func (in *BaseInput) evidence(ours family, base ident.RunID) (Reason, string) {
 	case was.Format != is.Format:
 		return ReasonChainChanged, fmt.Sprintf("format was %s, is %s", was.Format, is.Format)
 	}
-	if reason, detail := compareChain(was.Chain, is.Chain); reason != ReasonNone {
+	if ours.restored(base) {
+		return in.restoredEvidence()
+	}
+	reason, detail := compareChain(was.Chain, is.Chain)
+	switch {
+	case in.FamilyInLayers > 1 && reason != ReasonNone:
+		return ReasonTwoLayers, fmt.Sprintf("%d layers, and they are not those of the base: %s", in.FamilyInLayers, detail)
+	case in.FamilyInLayers > 1 && !timed(is.Chain):
+		return ReasonTwoLayers, fmt.Sprintf("%d layers, one of them without times", in.FamilyInLayers)
+	case reason != ReasonNone:
 		return reason, detail
 	}
 	// From here on: signs of writes that left no bit. A grown disk has a new L1
@@ -43,6 +52,26 @@ func (in *BaseInput) evidence(ours family, base ident.RunID) (Reason, string) {
 		}
 	}
 	return ReasonNone, ""
+}
+
+// restoredEvidence is evidence for an image that a restore made of the base: what
+// the record says of files is about those that the base was read from.
+func (in *BaseInput) restoredEvidence() (Reason, string) {
+	if is := in.Facts; len(is.Chain) != 1 || is.Chain[0].Backing != "" {
+		return ReasonChainChanged, fmt.Sprintf("a restored image is one file, this disk is made of %d", len(is.Chain))
+	}
+	return ReasonNone, ""
+}
+
+// timed reports whether every file below the top has times, which block devices
+// have not: without them nobody can tell that a layer below was not written to.
+func timed(chain []format.LayerFacts) bool {
+	for _, l := range chain {
+		if l.Role != roleTop && l.ChangedNanos == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // compareChain compares layer by layer. The top changes with every write and may
@@ -75,7 +104,13 @@ func compareChain(was, is []format.LayerFacts) (Reason, string) {
 	return ReasonNone, ""
 }
 
-// moved reports whether the image lies in another file than at the base.
+// moved reports whether the image may lie in another file than at the base. Which
+// block device has which name is decided anew each time a host starts, so one of
+// them may always be another.
 func moved(base *format.DiskRecord, is format.ImageFacts) bool {
-	return base != nil && (base.Image.Device != is.Device || base.Image.Inode != is.Inode)
+	if base == nil {
+		return false
+	}
+	device := len(is.Chain) > 0 && is.Chain[0].ChangedNanos == 0
+	return device || base.Image.Device != is.Device || base.Image.Inode != is.Inode
 }

@@ -113,7 +113,7 @@ func (d *ghostDisk) facts() format.ImageFacts {
 	return format.ImageFacts{
 		Path: "/vm/" + d.name, Format: f, Device: 1, Inode: d.inode, FileBytes: int64(len(d.content)),
 		GranularityBytes: ghostGranularity, ActiveL1: format.Hash{d.l1},
-		Chain: []format.LayerFacts{{Role: "top", Path: "/vm/" + d.name, Format: f, Device: 1, Inode: d.inode, DiskBytes: int64(len(d.content))}},
+		Chain: []format.LayerFacts{{Role: "top", Path: "/vm/" + d.name, Format: f, Device: 1, Inode: d.inode, DiskBytes: int64(len(d.content)), ModifiedNanos: 1, ChangedNanos: 1}},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/qbackup/qbackup/internal/extent"
 	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/source"
@@ -87,9 +88,16 @@ func (b *backup) sample(ctx context.Context, cut source.Cut, p *plan) error {
 			return fmt.Errorf("sample disk %s: %w", disk.Name(), err)
 		}
 		probes = spread(probes, sampleBlocks)
+		last, found, err := s.lastClean(ctx, func() extent.Seq { return disk.Extents(ctx) }, tailRuns)
+		if err != nil {
+			return fmt.Errorf("sample the end of disk %s: %w", disk.Name(), err)
+		}
+		if found {
+			probes = append(probes, last)
+		}
 		reason := ReasonSample
 		if d.Moved {
-			others, err := b.swapProbes(ctx, s, disk, d, p)
+			others, err := swapProbes(ctx, s, disk, d)
 			if err != nil {
 				return fmt.Errorf("tell disk %s from the others: %w", disk.Name(), err)
 			}
@@ -120,16 +128,21 @@ func spread(probes []probe, n int) []probe {
 	return kept
 }
 
-// swapProbes finds blocks that tell this disk from each other disk of the
-// machine, for an image that is not the file it was.
-func (b *backup) swapProbes(ctx context.Context, s *sampler, disk source.Disk, d *diskPlan, p *plan) ([]probe, error) {
+// swapProbes finds blocks that tell this disk from each other disk of the point,
+// for an image that is not the file it was. An image that continues this point is
+// one of the point's disks, or a copy of one, whatever it is called now and
+// whether or not the others are backed up by this run.
+func swapProbes(ctx context.Context, s *sampler, disk source.Disk, d *diskPlan) ([]probe, error) {
 	var all []probe
-	for _, other := range p.usable() {
-		if other == d || other.base == nil {
+	for _, other := range d.point.Record().Disks {
+		if other.Name == d.evidence.Name || other.Mode == format.ModeMissing {
 			continue
 		}
-		m := other.base.Map()
-		probes, err := s.apart(ctx, m, m.Blocks(), disk.Extents(ctx))
+		o, err := d.point.Disk(other.Name)
+		if err != nil {
+			return nil, err
+		}
+		probes, err := s.apart(ctx, o.Map(), o.Map().Blocks(), disk.Extents(ctx))
 		if err != nil {
 			return nil, err
 		}
@@ -141,7 +154,7 @@ func (b *backup) swapProbes(ctx context.Context, s *sampler, disk source.Disk, d
 func (b *backup) sampleAlarm(d *diskPlan, reason Reason, offset int64) error {
 	kind, text := AlarmSample, "blocks that no bitmap calls changed differ from point %s, first at byte %d of %s: the bitmaps are not believed, everything is read again"
 	if reason == ReasonSwapped {
-		kind, text = AlarmSwapped, "the image is another file, and its content is not that of point %s, first at byte %d of %s: it may be another disk's; everything is read again"
+		kind, text = AlarmSwapped, "the image is not the file or device it was, or cannot be told from another, and its content is not that of point %s, first at byte %d of %s: it may be another disk's; everything is read again"
 	}
 	name := d.evidence.Name
 	b.alarm(Alarm{Kind: kind, Disk: name, Text: fmt.Sprintf(text, d.Base, offset, name)})
@@ -151,8 +164,12 @@ func (b *backup) sampleAlarm(d *diskPlan, reason Reason, offset int64) error {
 func (b *backup) sampler(disk source.Disk, d *diskPlan) *sampler {
 	blockBytes := b.job.Repository.BlockBytes()
 	m := d.base.Map()
-	// A last block that was partial is padding now, or was: it is left out.
-	whole := min(disk.Size()/blockBytes, m.Blocks())
+	// Where the disk has another size than in the point, the last block of the
+	// smaller one is padding there and not in the other: it is left out.
+	whole := m.Blocks()
+	if was := d.base.Size(); was != disk.Size() {
+		whole = min(disk.Size(), was) / blockBytes
+	}
 	return &sampler{
 		disk: disk, sizeBytes: disk.Size(), blockBytes: blockBytes, old: m, blocks: whole,
 		hashes: b.job.Repository.FetchedHashes(b.job.Machine, d.point.Dependencies(), nil), sum: b.job.Repository.Hasher().Sum, random: b.o.Random,

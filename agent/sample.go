@@ -41,8 +41,8 @@ type sampler struct {
 	disk       io.ReaderAt
 	sizeBytes  int64 // of the disk
 	blockBytes int64
-	old        spans
-	blocks     int64 // that the disk and the point have in common, whole ones only
+	old        pointMap
+	blocks     int64 // that the disk and the point have in common, not those that are padding in one of them
 	hashes     hashes
 	sum        func([]byte) format.BlockHash
 	random     io.Reader

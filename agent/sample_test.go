@@ -38,6 +38,15 @@ func (m flatMap) Spans(_ context.Context, first, count int64) iter.Seq2[blockmap
 	}
 }
 
+func (m flatMap) LastData(_ context.Context, before int64) (blockmap.Span, bool, error) {
+	for n := before - 1; n >= 0; n-- {
+		if m[n] != nil {
+			return blockmap.Span{First: n, Count: 1, Loc: *m[n]}, true, nil
+		}
+	}
+	return blockmap.Span{}, false, nil
+}
+
 func continues(s blockmap.Span, loc *format.Location) bool {
 	if s.Zero || loc == nil {
 		return s.Zero && loc == nil

@@ -110,6 +110,25 @@ func check(t rapid.TB, r *Reader, want table, first, count int64) {
 	if seen != expected {
 		t.Fatalf("%d blocks hold data, want %d", seen, expected)
 	}
+	checkLast(t, r, want, first+count)
+}
+
+// checkLast compares the last block with data below before.
+func checkLast(t rapid.TB, r *Reader, want table, before int64) {
+	t.Helper()
+	last := int64(-1)
+	for n := range want {
+		if n < before {
+			last = max(last, n)
+		}
+	}
+	s, found, err := r.LastData(context.Background(), before)
+	switch {
+	case err != nil || found != (last >= 0):
+		t.Fatalf("last block with data below %d: %v, %v, want block %d", before, found, err, last)
+	case found && (s != Span{First: last, Count: 1, Loc: want[last]}):
+		t.Fatalf("last block with data below %d is %+v, want block %d at %v", before, s, last, want[last])
+	}
 }
 
 const fan = format.NodeFanout

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/qbackup/qbackup/internal/repo/format"
 )
@@ -45,6 +46,40 @@ func (r *Reader) Spans(ctx context.Context, first, count int64) iter.Seq2[Span, 
 		}
 		w.node(r.root.Node, level, 0, first, first+count)
 	})
+}
+
+// LastData finds the last block below before that holds data, and reads no more nodes than lead there. False: there is none.
+func (r *Reader) LastData(ctx context.Context, before int64) (Span, bool, error) {
+	before = min(before, r.blocks)
+	if before <= 0 || r.root.Node.IsZero() {
+		return Span{}, false, nil
+	}
+	return r.lastBelow(ctx, r.root.Node, r.root.Levels-1, 0, before)
+}
+
+// lastBelow is LastData within the range of the node at start.
+func (r *Reader) lastBelow(ctx context.Context, ref format.NodeRef, level int, start, before int64) (Span, bool, error) {
+	n, err := fetch(ctx, r.src, ref, level, start)
+	if err != nil {
+		return Span{}, false, err
+	}
+	for _, s := range slices.Backward(n.Spans) {
+		span := Span{First: start + int64(s.Start), Count: int64(s.Count), Zero: s.Zero, Loc: s.Loc}
+		if !span.Zero && span.First < before {
+			last := min(span.End(), before) - 1
+			return span.clip(last, last+1), true, nil
+		}
+	}
+	for _, c := range slices.Backward(n.Children) {
+		childStart := start + int64(c.Index)*format.NodeBlocks(level-1)
+		if childStart >= before {
+			continue
+		}
+		if span, found, err := r.lastBelow(ctx, c.Ref, level-1, childStart, before); found || err != nil {
+			return span, found, err
+		}
+	}
+	return Span{}, false, nil
 }
 
 // walk is one pass over a range. Its methods return false when the pass is over, for an error or for want of interest.
