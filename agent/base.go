@@ -165,8 +165,6 @@ func (in *BaseInput) refusal(ours family) (Reason, string) {
 		return ReasonRaw, ""
 	case in.Version == 2:
 		return ReasonVersion2, "qemu-img amend -o compat=1.1 makes it version 3"
-	case in.FamilyInLayers > 1:
-		return ReasonTwoLayers, fmt.Sprintf("%d layers", in.FamilyInLayers)
 	case len(ours) > 0 && !in.BitmapsUsable:
 		return ReasonAutoclear, in.WhyNot
 	case len(ours) == 0 && !in.BitmapsUsable && in.WhyNot != "":

@@ -37,6 +37,17 @@ func (f family) unbroken(stamp ident.RunID) bool {
 	return false
 }
 
+// restored reports whether a restore of this point made the image. It names the
+// point twice: the bitmap continues the stamp, and was frozen from nothing else.
+func (f family) restored(stamp ident.RunID) bool {
+	for _, b := range f {
+		if b.Name.Stamp == stamp && b.Name.Prev == stamp {
+			return true
+		}
+	}
+	return false
+}
+
 // stamps lists the stamps of a family, each once, in ascending order.
 func (f family) stamps() []ident.RunID {
 	var list []ident.RunID

@@ -35,10 +35,12 @@ func (b *backup) identify(ctx context.Context) error {
 }
 
 // mustProve tells whether a sample of blocks has to show that these are the
-// machine's disks. Its bitmaps show it too, even in use, and so does this host's
-// memory of it; --adopt is the operator's word. A name without a point is free.
+// machine's disks. Its bitmaps show it too, even in use, and so does a point that
+// this host made of it: that it tried shows nothing. --adopt is the operator's
+// word. A name without a point is free.
 func (b *backup) mustProve(ctx context.Context, evidence source.Evidence, k *knowledge) (bool, error) {
-	if b.isNew || b.job.Adopt || b.journal.MachineID == b.machine.ID {
+	known := b.journal.MachineID == b.machine.ID && !b.journal.Committed.IsZero()
+	if b.isNew || b.job.Adopt || known {
 		return false, nil
 	}
 	family := b.machine.ID.Family()

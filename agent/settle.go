@@ -36,12 +36,13 @@ func (b *backup) settleLocal(ctx context.Context, k *knowledge) error {
 			return err
 		}
 	}
-	if b.job.DryRun {
-		return nil
-	}
 	outcome := state.OutcomeFailed
 	if slot.State == repo.SlotCommitted && !slot.Forgotten {
 		outcome = state.OutcomeCommitted
+		b.journal.Committed = last.Run
+	}
+	if b.job.DryRun {
+		return nil
 	}
 	return b.local.End(last.Run, outcome, b.o.Clock())
 }

@@ -211,6 +211,9 @@ func TestAMachineNameIsTakenOverOnEvidenceOnly(t *testing.T) {
 		if !strings.Contains(err.Error(), "--adopt") || !strings.Contains(err.Error(), "host-a") || !s.Point.IsZero() {
 			t.Fatalf("error is %q", err)
 		}
+		// That this host has tried shows nothing.
+		_, err = w.backup()
+		wantError(t, err, ErrOtherMachine)
 		wantModes(t, w.mustBackup(func(j *Job, o *Options) { j.Adopt = true }), rescanBecause(ReasonNoBitmap))
 		w.disks[0].bitmaps = nil
 		// By now this host remembers the machine.

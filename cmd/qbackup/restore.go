@@ -205,7 +205,8 @@ func fill(ctx context.Context, disk *repo.Disk, file *restore.File, record *form
 		}
 		return restore.Run(ctx, disk, target, o)
 	}
-	name := ident.BitmapName{Family: record.MachineID.Family(), Stamp: record.Run}
+	// The name says twice which point it is: the image is that point, in another file and shape than it was read from.
+	name := ident.BitmapName{Family: record.MachineID.Family(), Stamp: record.Run, Prev: record.Run}
 	target, err := restore.NewQcow2Target(file, disk.Size(), qcow2.BitmapSpec{
 		Name: name.String(), GranularityBytes: format.DefaultBlockBytes, Enabled: true,
 	})

@@ -78,14 +78,16 @@ func (m *Image) File() File { return m.file }
 
 // ActiveL1Hash returns the SHA-256 of the place and the entries of the active
 // L1 table. It changes when an L2 table is added or moved and when another
-// snapshot becomes the active state; writes into known L2 tables leave it.
+// snapshot becomes the active state; writes into known L2 tables leave it. The
+// flag that says whether an L2 table has a single owner is left out: taking or
+// deleting an internal snapshot changes it, and no byte of the disk.
 func (m *Image) ActiveL1Hash() [32]byte {
 	sum := sha256.New()
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], uint64(m.header.L1Offset))
 	sum.Write(b[:])
 	for _, e := range m.l1 {
-		binary.BigEndian.PutUint64(b[:], e)
+		binary.BigEndian.PutUint64(b[:], e&^entryCopied)
 		sum.Write(b[:])
 	}
 	return [32]byte(sum.Sum(nil))

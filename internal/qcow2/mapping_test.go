@@ -327,6 +327,11 @@ func TestActiveL1HashChangesWithTheTable(t *testing.T) {
 	if first != openCraft(t, b).ActiveL1Hash() {
 		t.Error("the hash is not stable")
 	}
+	entry := uint64(craftL2Cluster * smallCluster)
+	b.put64(craftL1Cluster*smallCluster, entry)
+	if first != openCraft(t, b).ActiveL1Hash() {
+		t.Error("the flag that an internal snapshot changes is in the hash")
+	}
 	b.put64(craftL1Cluster*smallCluster, 0)
 	if first == openCraft(t, b).ActiveL1Hash() {
 		t.Error("another table has the same hash")

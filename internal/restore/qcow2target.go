@@ -17,12 +17,16 @@ type Qcow2Target struct {
 }
 
 // NewQcow2Target begins an image of sizeBytes with one empty recording bitmap in f, which must be a file under
-// construction: a device may hold bytes that would shine through.
+// construction: a device may hold bytes that would shine through. A disk of size 0 cannot have a bitmap and gets none.
 func NewQcow2Target(f *File, sizeBytes int64, bitmap qcow2.BitmapSpec) (*Qcow2Target, error) {
 	if f.device {
 		return nil, fmt.Errorf("%s is a block device; a qcow2 image is restored to a file: %w", f.path, fs.ErrInvalid)
 	}
-	w, err := qcow2.Create(qcow2.NewOSFile(f.File), qcow2.CreateOptions{SizeBytes: sizeBytes, ClusterBits: qcow2ClusterBits, Bitmap: &bitmap})
+	o := qcow2.CreateOptions{SizeBytes: sizeBytes, ClusterBits: qcow2ClusterBits, Bitmap: &bitmap}
+	if sizeBytes == 0 {
+		o.Bitmap = nil
+	}
+	w, err := qcow2.Create(qcow2.NewOSFile(f.File), o)
 	if err != nil {
 		return nil, fmt.Errorf("begin the image: %w", noSpace(err))
 	}
