@@ -7,9 +7,9 @@ const (
 	defaultWorkers = 8
 
 	// packMemoryBytes bounds the packs that are read at once; at least one is.
-	packMemoryBytes = 64 << 20
+	packMemoryBytes = 48 << 20
 	// mapMemoryBytes bounds the map objects that are read at once.
-	mapMemoryBytes = 64 << 20
+	mapMemoryBytes = 48 << 20
 	// indexCacheBytes bounds the pack indexes that are kept while maps are walked.
 	indexCacheBytes = 24 << 20
 	// nodesRemembered bounds each of the two generations of nodes that were looked at. The larger disk of a

@@ -142,7 +142,7 @@ func (m *machine) mapObjects(ctx context.Context) error {
 	return inParallel(ctx, int(workers), slices.Values(need), func(ctx context.Context, work *scratch, n neededMap) error {
 		key := format.MapKey(m.name, n.run.run, n.entry.Seq)
 		problem, err := m.twice(key, func() error {
-			b := work.whole(n.entry.Bytes)
+			b := work.whole(n.entry.Bytes, largest)
 			if err := m.readRange(ctx, key, 0, b); err != nil {
 				return err
 			}

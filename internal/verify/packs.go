@@ -23,16 +23,17 @@ func (m *machine) packs(ctx context.Context) error {
 		m.expect(p.entry.Bytes)
 	}
 	workers := min(int64(m.o.Workers), max(packMemoryBytes/largest, 1))
-	return inParallel(ctx, int(workers), need, m.pack)
+	return inParallel(ctx, int(workers), need, func(ctx context.Context, work *scratch, p neededPack) error {
+		return m.pack(ctx, work, p, work.whole(p.entry.Bytes, largest))
+	})
 }
 
-// pack reads one pack; again when it is damaged, because bytes can be spoiled on their way.
-func (m *machine) pack(ctx context.Context, work *scratch, p neededPack) error {
+// pack reads one pack into b; again when it is damaged, because bytes can be spoiled on their way.
+func (m *machine) pack(ctx context.Context, work *scratch, p neededPack, b []byte) error {
 	key := format.PackKey(m.name, p.run.run, p.entry.Seq)
 	var found packDamage
 	problem, err := m.twice(key, func() error {
 		found = packDamage{}
-		b := work.whole(p.entry.Bytes)
 		err := m.readRange(ctx, key, 0, b)
 		if err == nil {
 			found = m.inspect(key, b, work, p)

@@ -13,10 +13,11 @@ type scratch struct {
 	blocks []byte // a decoded frame
 }
 
-// whole gives n bytes for an object.
-func (s *scratch) whole(n int64) []byte {
+// whole gives n bytes for an object. The first time it takes as much as the largest object will need: buffers that grow
+// leave garbage of their size behind.
+func (s *scratch) whole(n, largest int64) []byte {
 	if int64(cap(s.object)) < n {
-		s.object = make([]byte, n)
+		s.object = make([]byte, max(n, largest))
 	}
 	return s.object[:n]
 }
