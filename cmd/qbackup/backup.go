@@ -34,10 +34,14 @@ read; the first run, and every run that cannot trust a bitmap, reads everything 
 bitmaps are emptied.
 
 An image is a qcow2 file, or with raw:IMAGE a raw one. NAME= names the disk; otherwise it is called after its file. A
-machine that starts while its images are read ends the run; nothing is published and nothing lost.`,
+machine that starts while its images are read ends the run; nothing is published and nothing lost.
+
+The line of a disk says: what was dirty (everything, where no bitmap is used), what of it was read because the image holds data
+there, what is zero, what was read and equals the point before, and what was stored, compressed.`,
 		Example: `  qbackup backup /var/lib/libvirt/images/web1.qcow2
   qbackup backup --machine db root=/vm/db-root.qcow2 data=/vm/db-data.qcow2
-  qbackup backup --allow-dir /vm/templates /vm/clone.qcow2`,
+  qbackup backup --allow-dir /vm/templates /vm/clone.qcow2
+  qbackup backup --hold raw:/dev/vg0/mail`,
 		Args: arguments(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error { return p.backup(c.Context(), f, args) },
 	}
@@ -146,7 +150,7 @@ func (p *program) reportBackup(s agent.Summary, err error) error {
 		return p.printJSON(s)
 	}
 	for _, d := range s.Disks {
-		p.say("%s", diskLine(d))
+		p.say("%s", diskLine(d, s.DryRun))
 	}
 	switch {
 	case s.DryRun && err == nil:
@@ -157,7 +161,8 @@ func (p *program) reportBackup(s agent.Summary, err error) error {
 	return nil
 }
 
-func diskLine(d agent.DiskSummary) string {
+// diskLine tells what was done about a disk; a dry run knows only what is dirty.
+func diskLine(d agent.DiskSummary, dryRun bool) string {
 	if d.Error != "" {
 		return fmt.Sprintf("%s: missing: %s", d.Name, d.Error)
 	}
@@ -168,6 +173,9 @@ func diskLine(d agent.DiskSummary) string {
 			line += ": " + d.Detail
 		}
 		line += ")"
+	}
+	if dryRun {
+		return line + fmt.Sprintf(": %s of %s dirty", size(d.DirtyBytes), size(d.SizeBytes))
 	}
 	return line + fmt.Sprintf(": %s of %s dirty, %s read, %s zero, %s unchanged, %s stored",
 		size(d.DirtyBytes), size(d.SizeBytes), size(d.ReadBytes), size(d.ZeroBytes), size(d.SkippedBytes), size(d.StoredBytes))

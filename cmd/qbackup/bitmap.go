@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -32,8 +33,11 @@ func (p *program) bitmapListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list IMAGE",
 		Short: "List the bitmaps of an image",
-		Args:  arguments(cobra.ExactArgs(1)),
-		RunE:  func(c *cobra.Command, args []string) error { return p.bitmapList(c.Context(), args[0]) },
+		Long: `List the bitmaps of an image. A name that begins with qb1- is one of qbackup's. One that does not record is frozen.
+DIRTY is the number of set bits times the granularity.`,
+		Example: `  qbackup bitmap list /var/lib/libvirt/images/web1.qcow2`,
+		Args:    arguments(cobra.ExactArgs(1)),
+		RunE:    func(c *cobra.Command, args []string) error { return p.bitmapList(c.Context(), args[0]) },
 	}
 }
 
@@ -42,7 +46,10 @@ func (p *program) bitmapAddCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add IMAGE NAME",
 		Short: "Add an empty recording bitmap",
-		Args:  arguments(cobra.ExactArgs(2)),
+		Long: `Add an empty bitmap that records what QEMU writes from then on. For other programs' use: qbackup adds its own at the
+first backup.`,
+		Example: `  qbackup bitmap add /var/lib/libvirt/images/web1.qcow2 mine`,
+		Args:    arguments(cobra.ExactArgs(2)),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := refuseOurs(args[1], "adds its own"); err != nil {
 				return err
@@ -59,7 +66,10 @@ func (p *program) bitmapResetCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "reset IMAGE NAME",
 		Short: "Empty a bitmap, safely at every instant",
-		Args:  arguments(cobra.ExactArgs(2)),
+		Long: `Empty a bitmap in place. A crash at any instant leaves an image that QEMU opens. Bitmaps of qbackup's are refused: their
+bits may go only when a point holds what they mark.`,
+		Example: `  qbackup bitmap reset /var/lib/libvirt/images/web1.qcow2 mine`,
+		Args:    arguments(cobra.ExactArgs(2)),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := refuseOurs(args[1], "resets its own, when a point holds what is dirty"); err != nil {
 				return err
@@ -76,6 +86,8 @@ func (p *program) bitmapRemoveCommand() *cobra.Command {
 		Short: "Remove a bitmap, or with --ours all of qbackup's",
 		Long: `Remove a bitmap. With --ours all bitmaps that qbackup made in this image go, of whatever repository; the next
 backup reads everything once and starts a new one.`,
+		Example: `  qbackup bitmap remove /var/lib/libvirt/images/web1.qcow2 mine
+  qbackup bitmap remove --ours /var/lib/libvirt/images/web1.qcow2`,
 		Args: arguments(cobra.RangeArgs(1, 2)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if ours == (len(args) == 2) {
@@ -150,6 +162,14 @@ func listBitmaps(ctx context.Context, image string) ([]listedBitmap, error) {
 	return list, nil
 }
 
+// printable quotes a name that would not print as it is: images are not trusted, and terminals obey control characters.
+func printable(name string) string {
+	if quoted := strconv.Quote(name); quoted != `"`+name+`"` {
+		return quoted
+	}
+	return name
+}
+
 func (p *program) bitmapList(ctx context.Context, image string) error {
 	list, err := listBitmaps(ctx, image)
 	if err != nil {
@@ -169,7 +189,11 @@ func (p *program) bitmapList(ctx context.Context, image string) error {
 		if b.Problem != "" {
 			dirty = b.Problem
 		}
-		fmt.Fprintf(w, "%q\t%s\t%t\t%s\t\n", b.Name, size(b.GranularityBytes), b.Recording, dirty)
+		recording := "no"
+		if b.Recording {
+			recording = "yes"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t\n", printable(b.Name), size(b.GranularityBytes), recording, dirty)
 	}
 	return w.Flush()
 }

@@ -20,6 +20,8 @@ func (p *program) initCommand() *cobra.Command {
 		Short: "Make a repository, or see that it is there",
 		Long: `Make a repository at the place that --repo names. One that is there already is no error and is not changed. What the
 store really promises is tried out on objects below probe/, which stay.`,
+		Example: `  qbackup init --repo /srv/backup
+  qbackup init --repo s3:https://s3.example.com/bucket/prefix`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return p.init(c.Context(), blockBytes) },
 	}

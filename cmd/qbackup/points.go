@@ -20,8 +20,12 @@ func (p *program) pointsCommand() *cobra.Command {
 		Use:     "points",
 		Aliases: []string{"list", "snapshots"},
 		Short:   "List restore points",
-		Args:    arguments(cobra.NoArgs),
-		RunE:    func(c *cobra.Command, _ []string) error { return p.points(c.Context(), machine) },
+		Long: `List restore points, the oldest first. Times are local. STORED is what the point added to the repository; every
+point is complete, whatever it added. A disk that a point could not take is called MISSING.`,
+		Example: `  qbackup points
+  qbackup points --machine web1 --json`,
+		Args: arguments(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error { return p.points(c.Context(), machine) },
 	}
 	c.Flags().StringVar(&machine, "machine", "", "one machine; default: all")
 	return c

@@ -53,6 +53,7 @@ is kept as PATH.partial, and the exit code is 21.`,
 	flags.StringVar(&f.disk, "disk", "", "one disk; default: all")
 	flags.StringVar(&f.to, "to", "", "where to: file, block device, folder, or - for standard output")
 	flags.StringVar(&f.format, "format", "raw", "raw or qcow2")
+	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"raw", "qcow2"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that is not there
 	flags.BoolVar(&f.force, "force", false, "replace a file that exists, write to a block device")
 	return c
 }

@@ -64,7 +64,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 	flags.BoolVar(&p.json, "json", false, "print JSON lines")
 	flags.BoolVarP(&p.quiet, "quiet", "q", false, "print only errors")
 	flags.DurationVar(&p.retryFor, "retry-for", 15*time.Minute, "how long a store that does not answer is asked again")
-	flags.CountVarP(&p.verbose, "verbose", "v", "say more")
+	flags.CountVarP(&p.verbose, "verbose", "v", "say of every retry why the program waits")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usagef("%v; see %s --help", err, c.CommandPath())
 	})
@@ -110,9 +110,12 @@ func (p *program) openStore(ctx context.Context, create bool) (store.Store, erro
 	return location.Open(ctx, place, options)
 }
 
-// noteRetry tells with -v why the program waits.
+// noteworthyDelay is how long a wait may be without a word about its reason.
+const noteworthyDelay = time.Second
+
+// noteRetry tells why the program waits, with -v also of short waits.
 func (p *program) noteRetry(e retry.Event) {
-	if p.verbose > 0 {
+	if p.verbose > 0 || e.Delay >= noteworthyDelay {
 		p.note("%s %s failed, again in %v: %v", e.Op, e.Key, e.Delay.Round(time.Millisecond), e.Err)
 	}
 }
@@ -127,6 +130,9 @@ func (p *program) openRepository(ctx context.Context) (*repo.Repository, error) 
 		return nil, err
 	}
 	repository, err := repo.Open(ctx, s, repo.Options{Cache: p.openCache()})
+	if errors.Is(err, store.ErrNoStore) {
+		return nil, fmt.Errorf("%w: %s: %w", repo.ErrNoRepository, p.repository, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the repository at %s: %w", p.repository, err)
 	}

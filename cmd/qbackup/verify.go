@@ -35,6 +35,8 @@ What is found damaged is marked in the repository: the next backup does not buil
 With --record=false nothing is written. What no point needs is never damage.
 
 The exit code is 21 when damage was found.`,
+		Example: `  qbackup verify
+  qbackup verify --data --machine web1`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return p.verify(c.Context(), f) },
 	}
