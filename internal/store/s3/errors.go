@@ -96,14 +96,24 @@ func classOf(answer minio.ErrorResponse) (hint string, class error) {
 		return "", store.ErrRange
 	case "InvalidAccessKeyId", "InvalidTokenId", "InvalidClientTokenId", "UnrecognizedClientException", "InvalidToken", "SignatureDoesNotMatch",
 		"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestTimeTooSkewed", "AccessDenied", "AllAccessDisabled",
-		"AccountProblem", "InvalidObjectState", "UnauthorizedAccess":
+		"AccountProblem", "InvalidObjectState", "UnauthorizedAccess", "XAdminUserNotFound", "XAdminNoSuchUser":
 		return "", store.ErrDenied
 	case "AuthorizationHeaderMalformed", "InvalidRegion", "IllegalLocationConstraintException", "PermanentRedirect":
 		return regionHint(answer.Region), store.ErrInvalid
 	case "NotImplemented":
 		return "the service lacks a feature; try another checksum or no condition", store.ErrInvalid
 	}
+	if answer.StatusCode == http.StatusNotFound && !keyless(answer.Code) {
+		// That a key is absent is a fact on which decisions rest. Something else
+		// that was not found, by a code that nobody knows here, is none.
+		return "this answer is not one that S3 gives for a missing object", store.ErrInvalid
+	}
 	return "", classOfStatus(answer.StatusCode)
+}
+
+// keyless tells codes that say no more than the status 404.
+func keyless(code string) bool {
+	return code == "" || code == "NotFound" || strings.HasPrefix(code, "404")
 }
 
 func classOfStatus(status int) error {
@@ -166,7 +176,7 @@ func (s *Store) hint(op string, class error, answer minio.ErrorResponse) string 
 	}
 	from := "credentials from " + s.o.Credentials.Source
 	switch answer.Code {
-	case "InvalidAccessKeyId", "InvalidTokenId", "InvalidClientTokenId", "UnrecognizedClientException":
+	case "InvalidAccessKeyId", "InvalidTokenId", "InvalidClientTokenId", "UnrecognizedClientException", "XAdminUserNotFound", "XAdminNoSuchUser":
 		return "the service does not know the access key; " + from
 	case "SignatureDoesNotMatch":
 		return "the secret key does not belong to the access key; " + from
