@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -85,16 +87,24 @@ func chosenMachines(ctx context.Context, repository *repo.Repository, flag strin
 	if err != nil {
 		return nil, usagef("%v", err)
 	}
-	if _, found, err := repository.Machine(ctx, name); err != nil || !found {
-		return nil, noMachine(ctx, repository, name, err)
+	points, err := repository.Points(ctx, name)
+	if err == nil && len(points) == 0 {
+		err = noPoints(ctx, repository, name)
+	}
+	if err != nil && !errors.Is(err, errNoPoints) {
+		return nil, err
 	}
 	return []ident.MachineName{name}, nil
 }
 
-// noMachine says that a machine is not in the repository, and which are.
-func noMachine(ctx context.Context, repository *repo.Repository, name ident.MachineName, err error) error {
-	if err != nil {
-		return err
+// errNoPoints: the machine is known, and has no points.
+var errNoPoints = errors.New("no points")
+
+// noPoints says why a machine has no points: the repository does not know it, and which it knows, or there are none. The
+// machine's own document is asked last, since its points can be read without it.
+func noPoints(ctx context.Context, repository *repo.Repository, name ident.MachineName) error {
+	if _, found, err := repository.Machine(ctx, name); err != nil || found {
+		return cmp.Or(err, fmt.Errorf("machine %s: %w", name, errNoPoints))
 	}
 	all, err := repository.Machines(ctx)
 	if err != nil {
@@ -162,15 +172,12 @@ func localTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:0
 
 // findPoint finds the point that a word names: latest, an id, a prefix of one, or a time.
 func findPoint(ctx context.Context, repository *repo.Repository, machine ident.MachineName, word string) (ident.RunID, error) {
-	if _, found, err := repository.Machine(ctx, machine); err != nil || !found {
-		return ident.RunID{}, noMachine(ctx, repository, machine, err)
-	}
 	points, err := repository.Points(ctx, machine)
 	if err != nil {
 		return ident.RunID{}, err
 	}
 	if len(points) == 0 {
-		return ident.RunID{}, fmt.Errorf("machine %s has no points", machine)
+		return ident.RunID{}, noPoints(ctx, repository, machine)
 	}
 	if word == "latest" {
 		return points[len(points)-1].Run, nil

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -111,11 +112,9 @@ func (p *program) restore(ctx context.Context, f restoreFlags) error {
 	if err != nil {
 		return err
 	}
-	folder := len(disks) > 1
-	if !folder && f.disk == "" {
-		info, err := os.Stat(f.to)
-		folder = err == nil && info.IsDir()
-	}
+	info, err := os.Stat(f.to)
+	exists := err == nil
+	folder := len(disks) > 1 || exists && info.IsDir()
 	if folder {
 		if f.to == "-" {
 			return usagef("the point has %d disks; choose one with --disk for standard output", len(disks))
@@ -133,6 +132,12 @@ func (p *program) restore(ctx context.Context, f restoreFlags) error {
 		if err := p.restoreDisk(ctx, point, d, to, f); err != nil {
 			errs = append(errs, fmt.Errorf("restore disk %s of point %s: %w", d.Name, run, err))
 		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if folder && !exists && len(errs) > 0 {
+		_ = os.Remove(f.to) // it stays when there is something in it
 	}
 	return errors.Join(errs...)
 }
@@ -151,7 +156,11 @@ func (f restoreFlags) chooseDisks(record *format.Record) ([]*format.DiskRecord, 
 		disks = append(disks, d)
 	}
 	if len(disks) == 0 {
-		return nil, fmt.Errorf("point %s has no disk %q", record.Run, f.disk)
+		var names []string
+		for _, d := range record.Disks {
+			names = append(names, d.Name)
+		}
+		return nil, fmt.Errorf("point %s has no disk %q; it has %s", record.Run, f.disk, strings.Join(names, ", "))
 	}
 	return disks, nil
 }
@@ -188,7 +197,10 @@ func (p *program) restoreDisk(ctx context.Context, point *repo.Point, d *format.
 		return err
 	}
 	if err := file.Publish(); err != nil {
-		return err
+		if errors.Is(err, restore.ErrExists) {
+			return fmt.Errorf("%w; the disk is in %s", err, file.Partial())
+		}
+		return errors.Join(err, file.Discard())
 	}
 	return p.reportRestored(restoredDisk{
 		MessageType: "restored", Machine: point.Record().Machine, Point: point.Record().Run, Disk: d.Name, To: to, Format: f.format,

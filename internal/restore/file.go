@@ -14,13 +14,13 @@ import (
 
 var (
 	// ErrExists means that the target is there already and may not be replaced.
-	ErrExists = errors.New("target exists; --force replaces it")
+	ErrExists = errors.New("target exists; --force overwrites it")
 	// ErrNoSpace means that the target's file system is full.
 	ErrNoSpace = errors.New("no space left for the target")
 	// ErrTooSmall means that a block device holds fewer bytes than the disk.
 	ErrTooSmall = errors.New("target is smaller than the disk")
-	// ErrInUse means that another process, such as a VM, has the target open for writing.
-	ErrInUse = errors.New("target is in use by another process")
+	// ErrInUse means that the target is mounted, or that another process, such as a VM, has it open.
+	ErrInUse = errors.New("target is in use: mounted, or open in a VM or another program")
 )
 
 // File is a target that is a regular file under construction, or a block device.
@@ -35,7 +35,12 @@ type File struct {
 // CreateFile prepares path to take a disk of sizeBytes. A block device is written in place, which needs force; anything
 // else is built as path.partial beside it and appears under path with Publish. An existing file is left as
 // it is until then, and is replaced only with force.
+//
+// A symbolic link to a target is followed: what it leads to is replaced, and it stays.
 func CreateFile(path string, sizeBytes int64, force bool) (*File, error) {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
