@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/source"
 	"github.com/qbackup/qbackup/internal/source/offline"
 )
@@ -64,11 +66,15 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) erro
 	if err != nil {
 		return err
 	}
-	repository, err := p.openRepository(ctx)
+	openCache := p.openCache
+	if f.dryRun {
+		openCache = noCache
+	}
+	repository, err := p.openRepositoryWith(ctx, openCache)
 	if err != nil {
 		return err
 	}
-	local, err := p.openState()
+	local, err := p.openState(f.dryRun)
 	if err != nil {
 		return err
 	}
@@ -83,6 +89,9 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) erro
 	stop := p.showBackup(stats)
 	summary, err := agent.Backup(ctx, job, agent.Options{Stats: stats, Tool: "qbackup " + programVersion()})
 	stop()
+	if ctx.Err() != nil && summary.Point.IsZero() && err != nil && !errors.Is(err, repo.ErrUnknownOutcome) {
+		err = fmt.Errorf("no point was made, and all bits stay: %w", err)
+	}
 	if reportErr := p.reportBackup(summary, err); err == nil {
 		err = reportErr
 	}
@@ -147,25 +156,56 @@ func (p *program) reportBackup(s agent.Summary, err error) error {
 		p.note("disk %s: the bitmap was not reset, the next run does it: %s", d.Disk, d.Error)
 	}
 	if p.json {
-		return p.printJSON(s)
+		return p.printJSON(newSummaryLine(s))
 	}
-	for _, d := range s.Disks {
-		p.say("%s", diskLine(d, s.DryRun))
-	}
+	// Without a point there is nothing to say of its disks, but for what a dry run is for.
 	switch {
 	case s.DryRun && err == nil:
+		for _, d := range s.Disks {
+			p.say("%s", plannedLine(d))
+		}
 		p.say("dry run: nothing was written")
 	case !s.Point.IsZero():
+		for _, d := range s.Disks {
+			p.say("%s", diskLine(d))
+		}
 		p.say("point %s of machine %s in %.1f s", s.Point, s.Machine, s.DurationSeconds)
 	}
 	return nil
 }
 
-// diskLine tells what was done about a disk; a dry run knows only what is dirty.
-func diskLine(d agent.DiskSummary, dryRun bool) string {
+// summaryLine is the last line of backup --json: the summary, with null where no point was made.
+type summaryLine struct {
+	agent.Summary
+	Point *ident.RunID `json:"point"`
+}
+
+func newSummaryLine(s agent.Summary) summaryLine {
+	line := summaryLine{Summary: s}
+	if !s.Point.IsZero() {
+		line.Point = &s.Point
+	}
+	return line
+}
+
+// plannedLine says what would be read of a disk.
+func plannedLine(d agent.DiskSummary) string {
+	if d.Error != "" {
+		return diskLine(d)
+	}
+	return fmt.Sprintf("%s: up to %s of %s would be read", howLine(d), size(d.DirtyBytes), size(d.SizeBytes))
+}
+
+func diskLine(d agent.DiskSummary) string {
 	if d.Error != "" {
 		return fmt.Sprintf("%s: missing: %s", d.Name, d.Error)
 	}
+	return howLine(d) + fmt.Sprintf(": %s of %s dirty, %s read, %s zero, %s unchanged, %s stored",
+		size(d.DirtyBytes), size(d.SizeBytes), size(d.ReadBytes), size(d.ZeroBytes), size(d.SkippedBytes), size(d.StoredBytes))
+}
+
+// howLine says how a disk is backed up, and why not incrementally.
+func howLine(d agent.DiskSummary) string {
 	line := fmt.Sprintf("%s: %s", d.Name, d.Mode)
 	if d.Reason != "" {
 		line += fmt.Sprintf(" (%s", d.Reason)
@@ -174,9 +214,5 @@ func diskLine(d agent.DiskSummary, dryRun bool) string {
 		}
 		line += ")"
 	}
-	if dryRun {
-		return line + fmt.Sprintf(": %s of %s dirty", size(d.DirtyBytes), size(d.SizeBytes))
-	}
-	return line + fmt.Sprintf(": %s of %s dirty, %s read, %s zero, %s unchanged, %s stored",
-		size(d.DirtyBytes), size(d.SizeBytes), size(d.ReadBytes), size(d.ZeroBytes), size(d.SkippedBytes), size(d.StoredBytes))
+	return line
 }

@@ -219,14 +219,14 @@ func (d *demo) backup(ctx context.Context) (agent.Summary, error) {
 		return summary, err
 	}
 	for _, disk := range summary.Disks {
-		d.say("   %s", diskLine(disk, false))
+		d.say("   %s", diskLine(disk))
 	}
 	return summary, nil
 }
 
 func (d *demo) checkIncremental(s agent.Summary) error {
 	if disk := s.Disks[0]; disk.Mode != "incremental" || disk.ReadBytes > disk.DirtyBytes+4<<20 {
-		return fmt.Errorf("the second backup should read only dirty clusters: %s", diskLine(disk, false))
+		return fmt.Errorf("the second backup should read only dirty clusters: %s", diskLine(disk))
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 
 	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/qcow2"
@@ -32,12 +33,12 @@ func exitTable() []exitRow {
 	return []exitRow{
 		{exitDone, "done", nil},
 		{exitUsage, "the command line or the configuration is wrong", []error{errUsage}},
-		{exitNoRepo, "there is no repository at that place", []error{repo.ErrNoRepository}},
+		{exitNoRepo, "there is no repository at that place", []error{repo.ErrNoRepository, store.ErrNoStore}},
 		{exitBusy, "another qbackup is at work on the machine", []error{state.ErrBusy, agent.ErrRunning}},
 		{exitSome, "a point was made, but some disks or machines failed", []error{agent.ErrSomeFailed}},
 		{exitDamage, "damage was found in the repository", []error{repo.ErrDamaged}},
 		{exitSource, "an image cannot be used as asked: in use by a VM, damaged, unsupported, not allowed", []error{source.ErrUnusable, qcow2.ErrUnsupported}},
-		{exitDenied, "the store or the file system denies access", []error{store.ErrDenied}},
+		{exitDenied, "the store or the file system denies access", []error{store.ErrDenied, fs.ErrPermission}},
 		{exitInterrupted, "interrupted", []error{context.Canceled}},
 		{exitFailed, "anything else failed", nil},
 	}

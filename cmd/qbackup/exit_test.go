@@ -5,8 +5,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/qbackup/qbackup/agent"
@@ -52,6 +54,9 @@ func TestEveryClassOfErrorHasItsCode(t *testing.T) {
 		{&agent.RunningError{}, 11},
 		{&agent.SomeFailedError{Disks: []agent.DiskError{{Disk: "a", Err: source.ErrHeld}}}, 3},
 		{store.Fail("get", "x", store.ErrDenied, nil, ""), 12},
+		{fmt.Errorf("open state directory: %w", &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EACCES}), 12},
+		{store.Fail("list", "", store.ErrNoStore, nil, ""), 10},
+		{&source.UsableError{Path: "x", Err: syscall.EACCES}, 20},
 		{&source.HeldError{Path: "x"}, 20},
 		{&source.UsableError{Path: "x", Err: errors.New("bad")}, 20},
 		{&repo.Damage{Key: "x", Err: errors.New("bad")}, 21},

@@ -76,7 +76,7 @@ func (p *program) init(ctx context.Context, blockBytes int64) error {
 
 // keepVerdict remembers on this host what the store promises: without create-only objects no run is ever declared dead.
 func (p *program) keepVerdict(repository *repo.Repository, verdict probe.Verdict) error {
-	local, err := p.openState()
+	local, err := p.openState(false)
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,9 @@ func (p *program) note(format string, args ...any) {
 
 // reportError prints what ended the program, once.
 func (p *program) reportError(err error, code int) {
+	if code == exitInterrupted {
+		err = fmt.Errorf("interrupted: %w", err)
+	}
 	if p.json {
 		_ = writeJSON(p.stderr, map[string]any{"message_type": "exit_error", "code": code, "message": err.Error()})
 		return

@@ -60,6 +60,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&p.repository, "repo", "r", os.Getenv("QBACKUP_REPOSITORY"), "repository: a folder, s3://BUCKET/PREFIX or s3:http(s)://HOST:PORT/BUCKET/PREFIX ($QBACKUP_REPOSITORY)")
+	flags.Lookup("repo").DefValue = "" // what the environment holds is not for a help page
 	flags.StringVar(&p.stateDir, "state-dir", "", "where this host remembers its runs ($QBACKUP_STATE_DIR, $STATE_DIRECTORY, else /var/lib/qbackup)")
 	flags.BoolVar(&p.json, "json", false, "print JSON lines")
 	flags.BoolVarP(&p.quiet, "quiet", "q", false, "print only errors")
@@ -122,6 +123,11 @@ func (p *program) noteRetry(e retry.Event) {
 
 // openRepository opens the repository that --repo names, with the local cache of pack indexes when it can be had.
 func (p *program) openRepository(ctx context.Context) (*repo.Repository, error) {
+	return p.openRepositoryWith(ctx, p.openCache)
+}
+
+// openRepositoryWith opens the repository, and then its cache.
+func (p *program) openRepositoryWith(ctx context.Context, openCache func() *repo.IndexCache) (*repo.Repository, error) {
 	s, err := p.openStore(ctx, false)
 	if errors.Is(err, store.ErrNoStore) {
 		return nil, fmt.Errorf("%w: %s is not there; mount it, or make it with `qbackup init`", repo.ErrNoRepository, p.repository)
@@ -129,7 +135,7 @@ func (p *program) openRepository(ctx context.Context) (*repo.Repository, error) 
 	if err != nil {
 		return nil, err
 	}
-	repository, err := repo.Open(ctx, s, repo.Options{Cache: p.openCache()})
+	repository, err := repo.Open(ctx, s, repo.Options{Cache: openCache()})
 	if errors.Is(err, store.ErrNoStore) {
 		return nil, fmt.Errorf("%w: %s: %w", repo.ErrNoRepository, p.repository, err)
 	}
@@ -152,11 +158,14 @@ func (p *program) openCache() *repo.IndexCache {
 	return nil
 }
 
+// noCache is for commands that write nothing anywhere.
+func noCache() *repo.IndexCache { return nil }
+
 // openState opens what this host remembers.
-func (p *program) openState() (*state.State, error) {
+func (p *program) openState(readOnly bool) (*state.State, error) {
 	dir, err := state.Dir(p.stateDir, state.HostEnvironment())
 	if err != nil {
 		return nil, err
 	}
-	return state.Open(dir, state.Options{Report: func(err error) { p.note("%v", err) }})
+	return state.Open(dir, state.Options{Report: func(err error) { p.note("%v", err) }, ReadOnly: readOnly})
 }

@@ -21,6 +21,8 @@ type Options struct {
 	// Report is told about files that were damaged and are treated as absent.
 	// nil drops the reports.
 	Report func(error)
+	// ReadOnly makes nothing: a directory that is not there holds nothing.
+	ReadOnly bool
 }
 
 // State is a state directory. It holds no open files; parallel use is safe.
@@ -29,10 +31,12 @@ type State struct {
 	report func(error)
 }
 
-// Open makes the state directory when needed and checks that it can be written.
+// Open makes the state directory when needed, unless it is only to be read.
 func Open(dir string, o Options) (*State, error) {
-	if err := makeFolder(filepath.Join(dir, repositoriesFolder)); err != nil {
-		return nil, fmt.Errorf("open state directory: %w (choose another with --state-dir or QBACKUP_STATE_DIR)", err)
+	if !o.ReadOnly {
+		if err := makeFolder(filepath.Join(dir, repositoriesFolder)); err != nil {
+			return nil, fmt.Errorf("open state directory: %w (choose another with --state-dir or QBACKUP_STATE_DIR)", err)
+		}
 	}
 	report := o.Report
 	if report == nil {
