@@ -137,7 +137,7 @@ func (q *request) fromCache(f fetch) bool {
 			return false
 		}
 	}
-	raw, ok := q.disk.point.r.frames.peek(frameKey{f.key, f.wants[0].frame.Offset})
+	raw, ok := q.disk.point.r.frames.Peek(frameKey{f.key, f.wants[0].frame.Offset})
 	if ok {
 		for _, w := range f.wants {
 			q.copy(w, raw)
@@ -160,7 +160,7 @@ func (q *request) once(ctx context.Context, f fetch) error {
 				return judgeAt(f.key.object(), w.frame.Offset, w.frame.Length, err)
 			}
 			if len(f.wants) == 1 && w.count < int64(w.frame.Blocks) {
-				r.frames.add(frameKey{f.key, w.frame.Offset}, bytes.Clone(raw))
+				r.frames.Add(frameKey{f.key, w.frame.Offset}, bytes.Clone(raw))
 			}
 		}
 		q.copy(w, raw)

@@ -26,7 +26,7 @@ func manifestSize(m *format.Manifest) int64 {
 // another manifest has for it.
 func (r *Repository) manifest(ctx context.Context, machine ident.MachineName, run ident.RunID, hash format.Hash) (*format.Manifest, error) {
 	k := manifestKey{machine, run, hash}
-	return r.manifests.get(ctx, k, func() (*format.Manifest, error) {
+	return r.manifests.Get(ctx, k, func() (*format.Manifest, error) {
 		if m := r.localManifest(k); m != nil {
 			return m, nil
 		}
@@ -37,12 +37,12 @@ func (r *Repository) manifest(ctx context.Context, machine ident.MachineName, ru
 // knownManifest gives a manifest only when no request is needed for it.
 func (r *Repository) knownManifest(machine ident.MachineName, run ident.RunID, hash format.Hash) *format.Manifest {
 	k := manifestKey{machine, run, hash}
-	if m, ok := r.manifests.peek(k); ok {
+	if m, ok := r.manifests.Peek(k); ok {
 		return m
 	}
 	m := r.localManifest(k)
 	if m != nil {
-		r.manifests.add(k, m)
+		r.manifests.Add(k, m)
 	}
 	return m
 }

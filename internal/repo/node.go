@@ -33,7 +33,7 @@ type nodes struct {
 
 // Node implements blockmap.Source.
 func (n nodes) Node(ctx context.Context, ref format.NodeRef) (*format.Node, error) {
-	return n.r.nodes.get(ctx, nodeKey{n.machine, ref}, func() (*format.Node, error) {
+	return n.r.nodes.Get(ctx, nodeKey{n.machine, ref}, func() (*format.Node, error) {
 		return n.r.fetchNode(ctx, format.MapKey(n.machine, ref.Run, ref.Object), ref)
 	})
 }
@@ -76,8 +76,8 @@ func (r *Repository) readNode(ctx context.Context, key string, ref format.NodeRe
 
 // window fetches an aligned part of a map object.
 func (r *Repository) window(ctx context.Context, key string, number int64) ([]byte, error) {
-	return r.windows.get(ctx, windowKey{key, number}, func() ([]byte, error) {
-		size, err := r.sizes.get(ctx, key, func() (int64, error) {
+	return r.windows.Get(ctx, windowKey{key, number}, func() ([]byte, error) {
+		size, err := r.sizes.Get(ctx, key, func() (int64, error) {
 			info, err := r.store.Stat(ctx, key)
 			return info.Size, err
 		})
@@ -93,8 +93,8 @@ func (r *Repository) window(ctx context.Context, key string, number int64) ([]by
 }
 
 func (r *Repository) dropWindows(key string, ref format.NodeRef) {
-	r.sizes.drop(key)
+	r.sizes.Drop(key)
 	for n := int64(ref.Offset) / nodeWindowBytes; n <= (int64(ref.Offset)+int64(ref.Length)-1)/nodeWindowBytes; n++ {
-		r.windows.drop(windowKey{key, n})
+		r.windows.Drop(windowKey{key, n})
 	}
 }

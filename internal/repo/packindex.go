@@ -18,7 +18,7 @@ type indexKey struct {
 // packIndex gives the index of a pack, checked against its manifest's entry.
 func (r *Repository) packIndex(ctx context.Context, machine ident.MachineName, run ident.RunID, e format.PackEntry) (*format.PackIndex, error) {
 	k := indexKey{machine, run, e.Seq, e.IndexHash}
-	return r.indexes.get(ctx, k, func() (*format.PackIndex, error) {
+	return r.indexes.Get(ctx, k, func() (*format.PackIndex, error) {
 		if x := r.localIndex(k, e); x != nil {
 			return x, nil
 		}
@@ -29,12 +29,12 @@ func (r *Repository) packIndex(ctx context.Context, machine ident.MachineName, r
 // knownIndex gives the index of a pack only when no request is needed for it.
 func (r *Repository) knownIndex(machine ident.MachineName, run ident.RunID, e format.PackEntry) *format.PackIndex {
 	k := indexKey{machine, run, e.Seq, e.IndexHash}
-	if x, ok := r.indexes.peek(k); ok {
+	if x, ok := r.indexes.Peek(k); ok {
 		return x
 	}
 	x := r.localIndex(k, e)
 	if x != nil {
-		r.indexes.add(k, x)
+		r.indexes.Add(k, x)
 	}
 	return x
 }

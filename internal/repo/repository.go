@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/qbackup/qbackup/internal/cache"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/store"
 )
@@ -40,12 +41,12 @@ type Repository struct {
 	random     io.Reader
 
 	local     *IndexCache
-	nodes     *cache[nodeKey, *format.Node]
-	windows   *cache[windowKey, []byte]
-	sizes     *cache[string, int64]
-	manifests *cache[manifestKey, *format.Manifest]
-	indexes   *cache[indexKey, *format.PackIndex]
-	frames    *cache[frameKey, []byte]
+	nodes     *cache.Cache[nodeKey, *format.Node]
+	windows   *cache.Cache[windowKey, []byte]
+	sizes     *cache.Cache[string, int64]
+	manifests *cache.Cache[manifestKey, *format.Manifest]
+	indexes   *cache.Cache[indexKey, *format.PackIndex]
+	frames    *cache.Cache[frameKey, []byte]
 }
 
 // Init makes a repository in an empty place, and reports whether it did. A
@@ -121,12 +122,12 @@ func newRepository(s store.Store, d *format.Descriptor, o Options) (*Repository,
 	if nodeBytes == 0 {
 		nodeBytes = DefaultNodeCacheBytes
 	}
-	r.nodes = newCache[nodeKey](nodeBytes, (*format.Node).SizeBytes)
-	r.windows = newCache[windowKey](windowCacheBytes, func(b []byte) int64 { return int64(cap(b)) })
-	r.sizes = newCache[string](1<<20, func(int64) int64 { return 200 })
-	r.manifests = newCache[manifestKey](manifestMemoryBytes, manifestSize)
-	r.indexes = newCache[indexKey](indexMemoryBytes, (*format.PackIndex).SizeBytes)
-	r.frames = newCache[frameKey](frameCacheBytes, func(b []byte) int64 { return int64(cap(b)) })
+	r.nodes = cache.New[nodeKey](nodeBytes, (*format.Node).SizeBytes)
+	r.windows = cache.New[windowKey](windowCacheBytes, func(b []byte) int64 { return int64(cap(b)) })
+	r.sizes = cache.New[string](1<<20, func(int64) int64 { return 200 })
+	r.manifests = cache.New[manifestKey](manifestMemoryBytes, manifestSize)
+	r.indexes = cache.New[indexKey](indexMemoryBytes, (*format.PackIndex).SizeBytes)
+	r.frames = cache.New[frameKey](frameCacheBytes, func(b []byte) int64 { return int64(cap(b)) })
 	return r, nil
 }
 

@@ -19,7 +19,7 @@ const module = "github.com/qbackup/qbackup/"
 // house from the ground up, and a change can only break what is above it. A parent may import its own children
 // (repo its format), since they are one room.
 var floors = map[string]int{
-	"internal/extent": -2, "internal/ident": -2, "internal/iszero": -2,
+	"internal/cache": -2, "internal/extent": -2, "internal/ident": -2, "internal/iszero": -2,
 
 	"internal/qcow2": 0, "internal/store": 0,
 	"internal/store/dir": 0, "internal/store/s3": 0, "internal/store/mem": 0, "internal/store/retry": 0,

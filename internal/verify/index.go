@@ -24,7 +24,7 @@ func (x indexResult) sizeBytes() int64 {
 // index gives the index of a pack as the store has it, checked against the manifest.
 func (m *machine) index(ctx context.Context, s *runState, e format.PackEntry) (*format.PackIndex, *finding, error) {
 	id := packID{s.run, e.Seq}
-	x, err := m.indexes.get(ctx, id, func() (indexResult, error) {
+	x, err := m.indexes.Get(ctx, id, func() (indexResult, error) {
 		m.mu.Lock()
 		f, lost := m.lostPacks[id]
 		m.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/qbackup/qbackup/internal/cache"
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
 )
@@ -32,7 +33,7 @@ type machine struct {
 	lostPacks map[packID]finding        // of which no block can be read
 	badMaps   map[mapID]finding         // missing or of another size
 	badFrames map[packID][]badFrame
-	indexes   *cache[packID, indexResult]
+	indexes   *cache.Cache[packID, indexResult]
 }
 
 // packID and mapID name objects of a machine's runs.
@@ -86,7 +87,7 @@ func (v *verification) machine(ctx context.Context, name ident.MachineName, s *s
 		verification: v, name: name, stock: s,
 		forgotten: map[ident.RunID]bool{}, aborted: map[ident.RunID]bool{}, nextVerdict: map[ident.RunID]uint32{}, condemned: map[string]bool{},
 		runs: map[ident.RunID]*runState{}, lostPacks: map[packID]finding{}, badMaps: map[mapID]finding{}, badFrames: map[packID][]badFrame{},
-		indexes: newCache[packID](indexCacheBytes, indexResult.sizeBytes),
+		indexes: cache.New[packID](indexCacheBytes, indexResult.sizeBytes),
 	}
 	steps := []func(context.Context) error{m.documents, m.manifests, m.sizes, m.walkAll, m.unusedIndexes, m.mapObjects}
 	if v.o.Data {

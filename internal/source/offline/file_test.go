@@ -124,6 +124,9 @@ func loopDevice(t testing.TB, path string) string {
 	}
 	out, code := testtool.Try(t, "losetup", "--find", "--show", path)
 	if code != 0 {
+		if os.Getenv("QBACKUP_REQUIRE_TOOLS") == "1" {
+			t.Fatalf("no loop devices here: %s", out)
+		}
 		t.Skipf("no loop devices here: %s", out)
 	}
 	device := strings.TrimSpace(out)

@@ -1,4 +1,4 @@
-package repo
+package cache
 
 import (
 	"context"
@@ -10,11 +10,11 @@ import (
 
 func TestACacheKeepsToItsBudgetAndDropsWhatWasUsedLongestAgo(t *testing.T) {
 	ctx := context.Background()
-	c := newCache[int](10, func(v int) int64 { return int64(v) })
+	c := New[int](10, func(v int) int64 { return int64(v) })
 	loads := 0
 	get := func(key, size int) {
 		t.Helper()
-		if v, err := c.get(ctx, key, func() (int, error) { loads++; return size, nil }); err != nil || v != size {
+		if v, err := c.Get(ctx, key, func() (int, error) { loads++; return size, nil }); err != nil || v != size {
 			t.Fatalf("get %d: %d, %v", key, v, err)
 		}
 	}
@@ -22,31 +22,31 @@ func TestACacheKeepsToItsBudgetAndDropsWhatWasUsedLongestAgo(t *testing.T) {
 	get(2, 4)
 	get(1, 4)
 	get(3, 4)
-	if _, ok := c.peek(2); ok || c.used != 8 || loads != 3 {
+	if _, ok := c.Peek(2); ok || c.used != 8 || loads != 3 {
 		t.Errorf("2 is kept: %v; %d bytes, %d loads", ok, c.used, loads)
 	}
 	get(4, 11)
-	if _, ok := c.peek(4); !ok || c.used != 11 || c.order.Len() != 1 {
+	if _, ok := c.Peek(4); !ok || c.used != 11 || c.order.Len() != 1 {
 		t.Errorf("a value larger than the budget is not kept alone; %d bytes", c.used)
 	}
-	c.add(1, 5)
-	c.add(3, 2)
-	c.add(1, 6)
-	c.drop(3)
-	c.drop(99)
-	if v, ok := c.peek(1); !ok || v != 6 || c.used != 6 || len(c.entries) != 1 || c.order.Len() != 1 {
+	c.Add(1, 5)
+	c.Add(3, 2)
+	c.Add(1, 6)
+	c.Drop(3)
+	c.Drop(99)
+	if v, ok := c.Peek(1); !ok || v != 6 || c.used != 6 || len(c.entries) != 1 || c.order.Len() != 1 {
 		t.Errorf("%d, %v, %d bytes", v, ok, c.used)
 	}
 }
 
 func TestManyWhoAskAtOnceLoadOnce(t *testing.T) {
-	c := newCache[int](10, func(int) int64 { return 1 })
+	c := New[int](10, func(int) int64 { return 1 })
 	var loads atomic.Int32
 	release := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			v, err := c.get(context.Background(), 1, func() (int, error) { loads.Add(1); <-release; return 7, nil })
+			v, err := c.Get(context.Background(), 1, func() (int, error) { loads.Add(1); <-release; return 7, nil })
 			if v != 7 || err != nil {
 				t.Errorf("%d, %v", v, err)
 			}
@@ -60,35 +60,35 @@ func TestManyWhoAskAtOnceLoadOnce(t *testing.T) {
 }
 
 func TestErrorsAreNotKept(t *testing.T) {
-	c := newCache[int](10, func(int) int64 { return 1 })
+	c := New[int](10, func(int) int64 { return 1 })
 	broken := errors.New("broken")
-	if _, err := c.get(context.Background(), 1, func() (int, error) { return 0, broken }); !errors.Is(err, broken) {
+	if _, err := c.Get(context.Background(), 1, func() (int, error) { return 0, broken }); !errors.Is(err, broken) {
 		t.Fatal(err)
 	}
-	if v, err := c.get(context.Background(), 1, func() (int, error) { return 5, nil }); v != 5 || err != nil {
+	if v, err := c.Get(context.Background(), 1, func() (int, error) { return 5, nil }); v != 5 || err != nil {
 		t.Errorf("%d, %v", v, err)
 	}
 }
 
 func TestWhoWaitsForACancelledLoadLoadsItself(t *testing.T) {
-	c := newCache[int](10, func(int) int64 { return 1 })
+	c := New[int](10, func(int) int64 { return 1 })
 	begun, cancelled := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, err := c.get(context.Background(), 1, func() (int, error) { close(begun); <-cancelled; return 0, context.Canceled })
+		_, err := c.Get(context.Background(), 1, func() (int, error) { close(begun); <-cancelled; return 0, context.Canceled })
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("the first: %v", err)
 		}
 	})
 	<-begun
 	wg.Go(func() {
-		if v, err := c.get(context.Background(), 1, func() (int, error) { return 7, nil }); v != 7 || err != nil {
+		if v, err := c.Get(context.Background(), 1, func() (int, error) { return 7, nil }); v != 7 || err != nil {
 			t.Errorf("the second: %d, %v", v, err)
 		}
 	})
 	gone, end := context.WithCancel(context.Background())
 	end()
-	if _, err := c.get(gone, 1, func() (int, error) { return 0, nil }); err != nil && !errors.Is(err, context.Canceled) {
+	if _, err := c.Get(gone, 1, func() (int, error) { return 0, nil }); err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("the third: %v", err)
 	}
 	close(cancelled)

@@ -1,4 +1,9 @@
-package repo
+// Package cache keeps values in memory that are dear to fetch: the ones used last, up to a budget in bytes.
+//
+// It leaves to others what the values are and where they come from.
+//
+// Concurrency: a Cache may be used in parallel. Values are shared, so nobody may change them.
+package cache
 
 import (
 	"container/list"
@@ -7,10 +12,9 @@ import (
 	"sync"
 )
 
-// cache keeps the values that were used last, bounded by their bytes or to one
-// value, and loads each missing one once however many ask for it. Values are shared and never
-// changed.
-type cache[K comparable, V any] struct {
+// Cache keeps the values that were used last, bounded by their bytes or to one
+// value, and loads each missing one once however many ask for it.
+type Cache[K comparable, V any] struct {
 	budget int64
 	size   func(V) int64
 
@@ -33,13 +37,14 @@ type load[V any] struct {
 	err   error
 }
 
-func newCache[K comparable, V any](budgetBytes int64, size func(V) int64) *cache[K, V] {
-	return &cache[K, V]{budget: budgetBytes, size: size, entries: map[K]*list.Element{}, loading: map[K]*load[V]{}}
+// New makes a cache of at most budgetBytes, by what size says of each value.
+func New[K comparable, V any](budgetBytes int64, size func(V) int64) *Cache[K, V] {
+	return &Cache[K, V]{budget: budgetBytes, size: size, entries: map[K]*list.Element{}, loading: map[K]*load[V]{}}
 }
 
-// get gives the value of a key, loading it when it is not here. Errors are not
+// Get gives the value of a key, loading it when it is not here. Errors are not
 // kept. Who waits for another's load goes on alone when that was cancelled.
-func (c *cache[K, V]) get(ctx context.Context, key K, fetch func() (V, error)) (V, error) {
+func (c *Cache[K, V]) Get(ctx context.Context, key K, fetch func() (V, error)) (V, error) {
 	for {
 		c.mu.Lock()
 		if v, ok := c.find(key); ok {
@@ -70,7 +75,7 @@ func (c *cache[K, V]) get(ctx context.Context, key K, fetch func() (V, error)) (
 	}
 }
 
-func (c *cache[K, V]) run(key K, l *load[V], fetch func() (V, error)) (V, error) {
+func (c *Cache[K, V]) run(key K, l *load[V], fetch func() (V, error)) (V, error) {
 	l.err = errors.New("load ended without a result") // seen only if fetch panics
 	defer func() {
 		c.mu.Lock()
@@ -85,22 +90,22 @@ func (c *cache[K, V]) run(key K, l *load[V], fetch func() (V, error)) (V, error)
 	return l.value, l.err
 }
 
-// peek gives a value that is here.
-func (c *cache[K, V]) peek(key K) (V, bool) {
+// Peek gives a value that is here.
+func (c *Cache[K, V]) Peek(key K) (V, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.find(key)
 }
 
-// add keeps a value that was made without get.
-func (c *cache[K, V]) add(key K, value V) {
+// Add keeps a value that was made without Get.
+func (c *Cache[K, V]) Add(key K, value V) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.put(key, value)
 }
 
-// drop forgets a value.
-func (c *cache[K, V]) drop(key K) {
+// Drop forgets a value.
+func (c *Cache[K, V]) Drop(key K) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.entries[key]; ok {
@@ -108,7 +113,7 @@ func (c *cache[K, V]) drop(key K) {
 	}
 }
 
-func (c *cache[K, V]) find(key K) (V, bool) {
+func (c *Cache[K, V]) find(key K) (V, bool) {
 	e, ok := c.entries[key]
 	if !ok {
 		var none V
@@ -118,7 +123,7 @@ func (c *cache[K, V]) find(key K) (V, bool) {
 	return e.Value.(*entry[K, V]).value, true
 }
 
-func (c *cache[K, V]) put(key K, value V) {
+func (c *Cache[K, V]) put(key K, value V) {
 	if e, ok := c.entries[key]; ok {
 		c.remove(e)
 	}
@@ -132,7 +137,7 @@ func (c *cache[K, V]) put(key K, value V) {
 	}
 }
 
-func (c *cache[K, V]) remove(e *list.Element) {
+func (c *Cache[K, V]) remove(e *list.Element) {
 	old := c.order.Remove(e).(*entry[K, V])
 	delete(c.entries, old.key)
 	c.used -= old.bytes
