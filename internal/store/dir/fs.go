@@ -43,8 +43,39 @@ func (OS) Mkdir(path string, mode fs.FileMode) error { return os.Mkdir(path, mod
 
 // Create implements FS.
 func (OS) Create(path string, mode fs.FileMode) (File, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{f: f}, nil
 }
+
+// osFile is a File of the operating system.
+type osFile struct {
+	f       *os.File
+	written int
+}
+
+func (o *osFile) Write(p []byte) (int, error) {
+	n, err := o.f.Write(p)
+	o.written += n
+	return n, err
+}
+
+// Sync also gives the memory of a large file back to the page cache: a backup
+// would push out of it what the machines of this host read. Small files stay,
+// since they are read again soon. A refusal costs memory only.
+func (o *osFile) Sync() error {
+	if err := o.f.Sync(); err != nil {
+		return err
+	}
+	if o.written >= dropBytes {
+		_ = unix.Fadvise(int(o.f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
+	return nil
+}
+
+func (o *osFile) Close() error { return o.f.Close() }
 
 // Link implements FS. Where the file system has no hard links (FAT, some FUSE
 // and network file systems) it renames, with the flag that forbids replacing;

@@ -17,4 +17,8 @@ const (
 	// writeBytes is the most that one Write passes on, so that a context that
 	// ends is noticed between two of them.
 	writeBytes = 4 << 20
+
+	// dropBytes is the size from which on a file that was synced leaves the page
+	// cache.
+	dropBytes = 1 << 20
 )
