@@ -193,7 +193,7 @@ func TestASwappedDiskIsFoundWhenTheOtherIsNotBackedUp(t *testing.T) {
 	b.name, w.disks = "vda", []*ghostDisk{b}
 	s := w.mustBackup()
 	wantModes(t, s, rescanBecause(ReasonSwapped))
-	wantAlarms(t, s, AlarmSwapped)
+	wantAlarms(t, s, AlarmDiskGone, AlarmSwapped)
 	w.check()
 }
 
@@ -380,6 +380,21 @@ func TestADiskThatCannotBeInspectedIsMissingInThePoint(t *testing.T) {
 	if _, err = w.backup(); errors.Is(err, ErrSomeFailed) || !errors.Is(err, bad) {
 		t.Fatalf("without any disk: %v", err)
 	}
+	w.check()
+}
+
+func TestADiskThatIsNoLongerGivenIsSaidOnce(t *testing.T) {
+	w := newWorld(t, newGhostDisk("vda", ghostMiB, 1), newGhostDisk("vdb", ghostMiB, 2))
+	w.guest(2)
+	w.mustBackup()
+	w.disks = w.disks[:1]
+	s := w.mustBackup()
+	wantModes(t, s, incremental)
+	wantAlarms(t, s, AlarmDiskGone)
+	if s.Alarms[0].Disk != "vdb" {
+		t.Errorf("%+v", s.Alarms[0])
+	}
+	wantAlarms(t, w.mustBackup())
 	w.check()
 }
 

@@ -169,6 +169,9 @@ func (b *backup) chooseBases(ctx context.Context, evidence source.Evidence) (*pl
 	if p.prove && len(p.holds()) == 0 {
 		return nil, b.otherMachine("its points have none of these disks")
 	}
+	if err := b.alarmGone(ctx, k, evidence); err != nil {
+		return nil, err
+	}
 	b.summarise(p)
 	return p, nil
 }
@@ -211,6 +214,29 @@ func (b *backup) summarise(p *plan) {
 	for _, d := range p.disks {
 		b.summary.Disks = append(b.summary.Disks, diskSummary(d.record(), d.Detail))
 	}
+}
+
+// alarmGone says, once, that a disk of the newest point is not among those of this
+// backup: it was taken out of the machine, or forgotten on the command line, or is
+// called otherwise now.
+func (b *backup) alarmGone(ctx context.Context, k *knowledge, evidence source.Evidence) error {
+	for _, run := range slices.Backward(k.points) {
+		record, err := k.recordOf(ctx, run)
+		if err != nil {
+			return err
+		}
+		if record == nil {
+			continue // an ABORT, or one that cannot be read
+		}
+		for i := range record.Disks {
+			if name := record.Disks[i].Name; evidence.Disk(name) == nil {
+				b.alarm(Alarm{Kind: AlarmDiskGone, Disk: name, Text: fmt.Sprintf(
+					"disk %s of point %s is not in this backup; if the machine still has it, name it too, and by that name", name, run)})
+			}
+		}
+		return nil
+	}
+	return nil
 }
 
 // baseInput gathers what the choice of a base depends on.

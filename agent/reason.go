@@ -65,6 +65,8 @@ const (
 	AlarmNoBits AlarmKind = "writes without bits"
 	// AlarmDamage: a point that a disk builds on, or would, cannot be read.
 	AlarmDamage AlarmKind = "damage found"
+	// AlarmDiskGone: the newest point has a disk that this backup was not given.
+	AlarmDiskGone AlarmKind = "disk gone"
 	// AlarmCreateOnly: the store does not refuse to overwrite.
 	AlarmCreateOnly AlarmKind = "store overwrites"
 )
