@@ -78,6 +78,11 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) erro
 	if err != nil {
 		return err
 	}
+	if !f.dryRun {
+		if err := p.checkStore(ctx, repository, local.Repository(repository.ID())); err != nil {
+			return err
+		}
+	}
 	job := agent.Job{
 		Machine: machine, Repository: repository, State: local.Repository(repository.ID()),
 		Open: func(family ident.FamilyID) source.Machine {

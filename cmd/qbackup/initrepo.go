@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/repo/format"
-	"github.com/qbackup/qbackup/internal/state"
 	"github.com/qbackup/qbackup/internal/store/probe"
 )
 
@@ -48,6 +47,10 @@ func (p *program) init(ctx context.Context, blockBytes int64) error {
 	if err != nil {
 		return err
 	}
+	// Nothing is tried out at a place that holds something else.
+	if _, err := repo.Open(ctx, s, repo.Options{}); err != nil && !errors.Is(err, repo.ErrNoRepository) {
+		return err
+	}
 	verdict, err := probe.Full(ctx, s)
 	if err != nil {
 		return fmt.Errorf("try out the store: %w", err)
@@ -56,8 +59,10 @@ func (p *program) init(ctx context.Context, blockBytes int64) error {
 	if err != nil {
 		return err
 	}
-	if err := p.keepVerdict(repository, verdict); err != nil {
+	if local, err := p.openState(false); err != nil {
 		p.note("the verdict on the store cannot be kept on this host: %v", err)
+	} else {
+		p.keepVerdict(local.Repository(repository.ID()), verdict, true)
 	}
 	for _, problem := range verdict.Problems {
 		p.warn("%s", problem)
@@ -72,17 +77,4 @@ func (p *program) init(ctx context.Context, blockBytes int64) error {
 		p.say("repository %s is at %s already", out.Repository, out.Place)
 	}
 	return nil
-}
-
-// keepVerdict remembers on this host what the store promises: without create-only objects no run is ever declared dead.
-func (p *program) keepVerdict(repository *repo.Repository, verdict probe.Verdict) error {
-	local, err := p.openState(false)
-	if err != nil {
-		return err
-	}
-	detail, err := json.Marshal(verdict)
-	if err != nil {
-		return err
-	}
-	return local.Repository(repository.ID()).SaveProbe(state.Probe{Time: verdict.Time, CreateOnly: verdict.Exclusive(), Detail: detail})
 }

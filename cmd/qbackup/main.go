@@ -7,10 +7,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"syscall"
 )
 
@@ -41,6 +43,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return exitDone
 	}
+	// The flag may stand after the one that could not be read.
+	p.json = p.json || errors.Is(err, errUsage) && slices.Contains(args, "--json")
 	code := exitCode(ctx, err)
 	p.reportError(err, code)
 	return code

@@ -63,7 +63,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 	flags.Lookup("repo").DefValue = "" // what the environment holds is not for a help page
 	flags.StringVar(&p.stateDir, "state-dir", "", "where this host remembers its runs ($QBACKUP_STATE_DIR, $STATE_DIRECTORY, else /var/lib/qbackup)")
 	flags.BoolVar(&p.json, "json", false, "print JSON lines")
-	flags.BoolVarP(&p.quiet, "quiet", "q", false, "print only errors")
+	flags.BoolVarP(&p.quiet, "quiet", "q", false, "print only errors, warnings and what was asked for")
 	flags.DurationVar(&p.retryFor, "retry-for", 15*time.Minute, "how long a store that does not answer is asked again")
 	flags.CountVarP(&p.verbose, "verbose", "v", "say of every retry why the program waits")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -147,7 +147,7 @@ func (p *program) openRepositoryWith(ctx context.Context, openCache func() *repo
 
 // openCache opens the local cache of pack indexes. Without it the repository is asked more often, and nothing else changes.
 func (p *program) openCache() *repo.IndexCache {
-	dir, err := state.CacheDir("", state.HostEnvironment())
+	dir, err := state.CacheDir(p.stateDir, state.HostEnvironment())
 	if err == nil {
 		var cache *repo.IndexCache
 		if cache, err = repo.OpenIndexCache(dir, indexCacheBytes); err == nil {
