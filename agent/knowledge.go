@@ -39,34 +39,9 @@ func (b *backup) learnPoints(ctx context.Context) (*knowledge, error) {
 	if b.isNew {
 		return k, nil
 	}
-	points, err := b.listRuns(ctx, format.PointsPrefix(b.job.Machine), format.KeyPoint)
-	if err != nil {
-		return nil, fmt.Errorf("list points of %s: %w", b.job.Machine, err)
-	}
-	hidden, err := b.listRuns(ctx, format.ForgottenPrefix(b.job.Machine), format.KeyTombstone)
-	if err != nil {
-		return nil, fmt.Errorf("list forgotten points of %s: %w", b.job.Machine, err)
-	}
-	for _, run := range points {
-		if _, found := slices.BinarySearchFunc(hidden, run, ident.RunID.Compare); !found {
-			k.points = append(k.points, run)
-		}
-	}
-	return k, nil
-}
-
-// listRuns gives the runs of all keys of a kind under a prefix, ascending.
-func (b *backup) listRuns(ctx context.Context, prefix string, kind format.KeyKind) ([]ident.RunID, error) {
-	var runs []ident.RunID
-	for info, err := range b.job.Repository.Store().List(ctx, prefix) {
-		if err != nil {
-			return nil, err
-		}
-		if key, err := format.ParseKey(info.Key); err == nil && key.Kind == kind {
-			runs = append(runs, key.Run)
-		}
-	}
-	return runs, nil
+	var err error
+	k.points, err = b.job.Repository.Slots(ctx, b.job.Machine)
+	return k, err
 }
 
 // slot reads a run's commit slot and tombstone once.

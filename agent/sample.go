@@ -107,18 +107,9 @@ func (s *sampler) dataAt(ctx context.Context, from, to int64, within uint64) (pr
 		if span.First != from {
 			block = span.First + int64(within%uint64(span.Count))
 		}
-		return probe{block, one(span, block)}, true, nil
+		return probe{block, span.Clip(block, block+1)}, true, nil
 	}
 	return probe{}, false, nil
-}
-
-// one is the part of a span that is a single block.
-func one(span blockmap.Span, block int64) blockmap.Span {
-	if !span.Zero {
-		span.Loc.Ordinal += uint32(block - span.First)
-	}
-	span.First, span.Count = block, 1
-	return span
 }
 
 // clean drops the probes that lie in dirty ranges. Both ascend.
@@ -239,12 +230,12 @@ func (s *sampler) apart(ctx context.Context, other spans, otherBlocks int64, dir
 			if err != nil {
 				return nil, err
 			}
-			differ, err := s.differ(ctx, one(pair[0], block), one(pair[1], block))
+			differ, err := s.differ(ctx, pair[0].Clip(block, block+1), pair[1].Clip(block, block+1))
 			if err != nil {
 				return nil, err
 			}
 			if differ {
-				probes = append(probes, probe{block, one(pair[0], block)})
+				probes = append(probes, probe{block, pair[0].Clip(block, block+1)})
 			}
 			if len(probes) == differBlocks {
 				return probes, nil
@@ -290,7 +281,7 @@ func pairs(ctx context.Context, a, b spans, blocks int64) iter.Seq2[[2]blockmap.
 					}
 				}
 				end := min(x.End(), y.End())
-				px, py := cut(x, at, end), cut(y, at, end)
+				px, py := x.Clip(at, end), y.Clip(at, end)
 				if px.Zero && py.Zero || !px.Zero && !py.Zero && px.Loc == py.Loc {
 					continue
 				}
@@ -304,13 +295,4 @@ func pairs(ctx context.Context, a, b spans, blocks int64) iter.Seq2[[2]blockmap.
 			}
 		}
 	}
-}
-
-// cut is the part [from, to) of a span.
-func cut(s blockmap.Span, from, to int64) blockmap.Span {
-	if !s.Zero {
-		s.Loc.Ordinal += uint32(from - s.First)
-	}
-	s.First, s.Count = from, to-from
-	return s
 }

@@ -257,7 +257,7 @@ func TestPairsOfMapsCoverEveryBlockThatDiffers(t *testing.T) {
 				t.Fatal(err)
 			}
 			for n := pair[0].First; n < pair[0].End(); n++ {
-				x, y := one(pair[0], n), one(pair[1], n)
+				x, y := pair[0].Clip(n, n+1), pair[1].Clip(n, n+1)
 				if x.Zero != (a[n] == nil) || y.Zero != (b[n] == nil) || !x.Zero && x.Loc != *a[n] || !y.Zero && y.Loc != *b[n] {
 					t.Fatalf("block %d: %+v, %+v", n, x, y)
 				}
@@ -342,7 +342,7 @@ func TestAMapThatIsWrittenAnewSaysTheSame(t *testing.T) {
 		got := make(flatMap, grown)
 		for _, s := range out.spans {
 			for n := s.First; n < s.End() && !s.Zero; n++ {
-				loc := one(s, n).Loc
+				loc := s.Clip(n, n+1).Loc
 				got[n] = &loc
 			}
 		}

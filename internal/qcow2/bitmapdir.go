@@ -194,10 +194,16 @@ func readBitmapDirectory(f io.ReaderAt, h *Header, fileSize int64) (list []Bitma
 	return list, raw, err
 }
 
+// ReadBitmaps is Image.Bitmaps for an image of fileSize bytes of which only the
+// header was read.
+func ReadBitmaps(f io.ReaderAt, h *Header, fileSize int64) ([]Bitmap, error) {
+	list, _, err := readBitmapDirectory(f, h, fileSize)
+	return list, err
+}
+
 // Bitmaps returns the bitmaps of the image in the order of the directory, after
 // all checks that make QEMU refuse an image for its directory. When
 // Header.BitmapsValid is false they are stale: QEMU has none then.
 func (m *Image) Bitmaps() ([]Bitmap, error) {
-	list, _, err := readBitmapDirectory(m.file, m.header, m.fileBytes)
-	return list, err
+	return ReadBitmaps(m.file, m.header, m.fileBytes)
 }

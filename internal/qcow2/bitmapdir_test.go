@@ -79,7 +79,7 @@ func readAll(f File) ([]Bitmap, error) {
 		if b.InUse {
 			continue
 		}
-		if _, err := readBitmapTable(f, h, b, size); err != nil {
+		if _, err := ReadBitmapTable(f, h, b, size); err != nil {
 			return nil, err
 		}
 	}

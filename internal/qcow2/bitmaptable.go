@@ -49,8 +49,9 @@ func checkBitmapTableEntry(entry uint64, h *Header, at int64) error {
 	return nil
 }
 
-// readBitmapTable reads and parses the table of one bitmap.
-func readBitmapTable(f io.ReaderAt, h *Header, b Bitmap, fileSize int64) ([]uint64, error) {
+// ReadBitmapTable reads the table of one bitmap of an image of fileSize bytes: see
+// ParseBitmapTable.
+func ReadBitmapTable(f io.ReaderAt, h *Header, b Bitmap, fileSize int64) ([]uint64, error) {
 	n := int64(b.TableEntries) * bitmapTableEntryBytes
 	if b.TableOffset > fileSize || n > fileSize-b.TableOffset {
 		return nil, truncated("bitmap table", b.TableOffset, "its %d bytes do not end within the file of %d bytes", n, fileSize)
@@ -65,5 +66,5 @@ func readBitmapTable(f io.ReaderAt, h *Header, b Bitmap, fileSize int64) ([]uint
 // BitmapTable reads the table of one of the image's bitmaps: see
 // ParseBitmapTable.
 func (m *Image) BitmapTable(b Bitmap) ([]uint64, error) {
-	return readBitmapTable(m.file, m.header, b, m.fileBytes)
+	return ReadBitmapTable(m.file, m.header, b, m.fileBytes)
 }

@@ -177,7 +177,7 @@ func (t *targets) walkBitmaps() error {
 			return unsupported("bitmap directory", s.header.Bitmaps.DirectoryOffset, "remove some bitmaps with `qemu-img bitmap --remove`",
 				"bitmap tables of more than %d bytes", maxWalkedTableBytes)
 		}
-		table, err := readBitmapTable(s.file, s.header, b, s.fileBytes)
+		table, err := ReadBitmapTable(s.file, s.header, b, s.fileBytes)
 		if err != nil && !b.InUse {
 			return err
 		}

@@ -156,7 +156,7 @@ func (s *state) planFree(gone []Bitmap) ([]clusters, error) {
 		}
 	}
 	for _, b := range gone {
-		table, err := readBitmapTable(s.file, s.header, b, s.fileBytes)
+		table, err := ReadBitmapTable(s.file, s.header, b, s.fileBytes)
 		if err != nil {
 			if b.InUse {
 				continue

@@ -143,7 +143,7 @@ func (s *state) planReset(b Bitmap) (*reset, error) {
 		return nil, &Error{Structure: "bitmap directory", Offset: s.header.Bitmaps.DirectoryOffset + b.entryAt,
 			Err: fmt.Errorf("bitmap %q: %w", b.Name, ErrInUse), Hint: "it can only be removed"}
 	}
-	table, err := readBitmapTable(s.file, s.header, b, s.fileBytes)
+	table, err := ReadBitmapTable(s.file, s.header, b, s.fileBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -35,20 +35,10 @@ func (p PointInfo) Time() time.Time {
 // Points lists the points of a machine by ascending time. A point with a damaged
 // record is listed with its error.
 func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]PointInfo, error) {
-	runs, err := r.listRuns(ctx, format.PointsPrefix(machine), format.KeyPoint)
+	runs, err := r.Slots(ctx, machine)
 	if err != nil {
-		return nil, fmt.Errorf("list points of %s: %w", machine, err)
+		return nil, err
 	}
-	// Slots first, then tombstones: what is hidden by now is left out.
-	hidden, err := r.listRuns(ctx, format.ForgottenPrefix(machine), format.KeyTombstone)
-	if err != nil {
-		return nil, fmt.Errorf("list forgotten points of %s: %w", machine, err)
-	}
-	forgotten := make(map[ident.RunID]bool, len(hidden))
-	for _, run := range hidden {
-		forgotten[run] = true
-	}
-	runs = slices.DeleteFunc(runs, func(run ident.RunID) bool { return forgotten[run] })
 	slots := make([]PointInfo, len(runs))
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(listReads)
@@ -73,6 +63,24 @@ func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]P
 		return cmp.Or(a.Time().Compare(b.Time()), a.Run.Compare(b.Run))
 	})
 	return points, nil
+}
+
+// Slots lists the runs of a machine that have a commit slot and no tombstone,
+// ascending, by their keys alone: some of them are aborted.
+func (r *Repository) Slots(ctx context.Context, machine ident.MachineName) ([]ident.RunID, error) {
+	runs, err := r.listRuns(ctx, format.PointsPrefix(machine), format.KeyPoint)
+	if err != nil {
+		return nil, fmt.Errorf("list points of %s: %w", machine, err)
+	}
+	// Slots first, then tombstones: what is hidden by now is left out.
+	hidden, err := r.listRuns(ctx, format.ForgottenPrefix(machine), format.KeyTombstone)
+	if err != nil {
+		return nil, fmt.Errorf("list forgotten points of %s: %w", machine, err)
+	}
+	return slices.DeleteFunc(runs, func(run ident.RunID) bool {
+		_, forgotten := slices.BinarySearchFunc(hidden, run, ident.RunID.Compare)
+		return forgotten
+	}), nil
 }
 
 // listRuns gives the runs of all keys of a kind under a prefix, ascending.

@@ -84,7 +84,7 @@ func (b *Builder) Set(ctx context.Context, span Span) error {
 		return b.zero(ctx, span.First, span.End())
 	}
 	for first := span.First; first < span.End(); {
-		part := span.clip(first, leafEnd(first))
+		part := span.Clip(first, leafEnd(first))
 		leaf, err := b.descend(ctx, 0, first)
 		if err != nil {
 			return err

@@ -67,7 +67,7 @@ func (r *Reader) lastBelow(ctx context.Context, ref format.NodeRef, level int, s
 		span := Span{First: start + int64(s.Start), Count: int64(s.Count), Zero: s.Zero, Loc: s.Loc}
 		if !span.Zero && span.First < before {
 			last := min(span.End(), before) - 1
-			return span.clip(last, last+1), true, nil
+			return span.Clip(last, last+1), true, nil
 		}
 	}
 	for _, c := range slices.Backward(n.Children) {
@@ -138,7 +138,7 @@ func (w *walk) leaf(n *format.Node, start, from, to int64) bool {
 		if !w.zero(from, span.First) {
 			return false
 		}
-		span = span.clip(from, to)
+		span = span.Clip(from, to)
 		if !w.yield(span, nil) {
 			return false
 		}

@@ -26,12 +26,14 @@ func (s Span) continuedBy(next Span) bool {
 	return s.Zero || s.Loc.Run == next.Loc.Run && s.Loc.Pack == next.Loc.Pack && int64(s.Loc.Ordinal)+s.Count == int64(next.Loc.Ordinal)
 }
 
-// clip is the part of s within [first, end), which must not be empty.
-func (s Span) clip(first, end int64) Span {
+// Clip is the part of s within [first, end), which must not be empty.
+func (s Span) Clip(first, end int64) Span {
 	if skip := first - s.First; skip > 0 {
 		s.First += skip
 		s.Count -= skip
-		s.Loc.Ordinal += uint32(skip)
+		if !s.Zero {
+			s.Loc.Ordinal += uint32(skip)
+		}
 	}
 	s.Count = min(s.Count, end-s.First)
 	return s

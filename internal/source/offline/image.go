@@ -157,15 +157,13 @@ func familyIn(list []qcow2.Bitmap, family ident.FamilyID) bool {
 // left of a directory may be anything, and is no reason to refuse the image:
 // nobody looks at it.
 func readDirectory(f qcow2.File, h *qcow2.Header) ([]qcow2.Bitmap, error) {
-	if h.Bitmaps == nil {
-		return nil, nil
-	}
-	raw, err := readRange(f, h.Bitmaps.DirectoryOffset, h.Bitmaps.DirectoryBytes)
+	size, err := f.Size()
 	if err != nil {
 		return nil, err
 	}
-	list, err := qcow2.ParseBitmapDirectory(raw, h)
-	if err != nil && !h.BitmapsValid() {
+	list, err := qcow2.ReadBitmaps(f, h, size)
+	stale := errors.Is(err, qcow2.ErrCorrupt) || errors.Is(err, qcow2.ErrUnsupported)
+	if stale && !h.BitmapsValid() {
 		return nil, nil
 	}
 	return list, err
@@ -176,17 +174,7 @@ func readTable(f qcow2.File, h *qcow2.Header, b qcow2.Bitmap) ([]uint64, error) 
 	if err != nil {
 		return nil, err
 	}
-	n := tableBytes(b)
-	if b.TableOffset > size || n > size-b.TableOffset {
-		return nil, &qcow2.Error{Structure: "bitmap table", Offset: b.TableOffset,
-			Err:  fmt.Errorf("its %d bytes do not end within the file of %d bytes: %w", n, size, qcow2.ErrCorrupt),
-			Hint: "the file was cut or copied incompletely"}
-	}
-	raw, err := readRange(f, b.TableOffset, n)
-	if err != nil {
-		return nil, err
-	}
-	return qcow2.ParseBitmapTable(raw, h, b, size)
+	return qcow2.ReadBitmapTable(f, h, b, size)
 }
 
 func tableBytes(b qcow2.Bitmap) int64 { return int64(b.TableEntries) * 8 }
