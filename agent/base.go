@@ -58,7 +58,7 @@ type BaseInput struct {
 	// The image as it was found.
 	Version         int // of qcow2; 0: raw
 	BitmapsUsable   bool
-	WhyNot          string   // why BitmapsUsable is false
+	WhyNot          string   // why BitmapsUsable or BitmapsPossible is false
 	Bitmaps         []Bitmap // foreign families are ignored
 	FamilyInLayers  int      // how many layers hold bitmaps of our family
 	SizeBytes       int64
@@ -170,6 +170,8 @@ func (in *BaseInput) refusal(ours family) (Reason, string) {
 	case len(ours) == 0 && !in.BitmapsUsable && in.WhyNot != "":
 		// The directory could not be read, so nothing is known of what it holds.
 		return ReasonUnreadable, in.WhyNot
+	case len(ours) == 0 && !in.BitmapsPossible:
+		return ReasonNoBitmap, in.WhyNot
 	case len(ours) == 0:
 		return ReasonNoBitmap, ""
 	}

@@ -387,6 +387,14 @@ func TestAnotherFileIsNoticed(t *testing.T) {
 	}
 }
 
+func TestWhyThereCanBeNoBitmapIsTold(t *testing.T) {
+	in := goodInput()
+	in.Bitmaps, in.BitmapsPossible, in.WhyNot = nil, false, "none can be made: unknown feature"
+	if d := ChooseBase(in); d.Reason != ReasonNoBitmap || d.Detail != in.WhyNot || d.AddFamily {
+		t.Errorf("%+v", d)
+	}
+}
+
 func TestReasonsAreDistinctShortPhrases(t *testing.T) {
 	seen := map[Reason]bool{ReasonNone: true}
 	for _, r := range Reasons() {

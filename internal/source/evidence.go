@@ -36,9 +36,9 @@ type DiskEvidence struct {
 	Facts format.ImageFacts
 	// Bitmaps are all bitmaps of the image, ours and those of others.
 	Bitmaps []BitmapEvidence
-	// BitmapsUsable says that bitmaps of this image may be believed at all;
-	// otherwise Why says in a few words why not. Each bitmap may still be
-	// unusable for itself.
+	// BitmapsUsable says that bitmaps of this image may be believed at all. Why
+	// says in a few words why not, or why none can be made. Each bitmap may still
+	// be unusable for itself.
 	BitmapsUsable bool
 	Why           string
 	// BitmapsPossible says that Commit can start a family in this image.

@@ -14,6 +14,7 @@ import (
 const (
 	whyRaw       = "raw image cannot have bitmaps"
 	whyVersion2  = "version 2 image cannot have bitmaps"
+	whyEmpty     = "a disk of size 0 cannot have bitmaps"
 	whyAutoclear = "autoclear bit unset: a program that does not know bitmaps has written to the image"
 )
 
@@ -33,6 +34,12 @@ func (m *image) evidence(ctx context.Context, family ident.FamilyID, p print) (s
 	_, err := qcow2.OpenEditor(m.top().io)
 	e.BitmapsPossible = err == nil && m.disk.Size() > 0
 	e.BitmapsUsable = true
+	switch {
+	case err != nil:
+		e.Why = "none can be made: " + err.Error()
+	case !e.BitmapsPossible:
+		e.Why = whyEmpty
+	}
 	if m.header.Bitmaps != nil && !m.header.BitmapsValid() {
 		e.BitmapsUsable, e.Why = false, whyAutoclear
 	}

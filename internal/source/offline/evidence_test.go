@@ -155,6 +155,15 @@ func TestACrashedQEMULeavesItsBitmapInUse(t *testing.T) {
 	}
 }
 
+func TestAnUnknownAutoclearFeatureAllowsNoNewBitmap(t *testing.T) {
+	path := withBitmap(t)
+	patch(t, path, 95, 1|1<<5)
+	e := inspectGood(t, one(path, Options{})).Disks[0]
+	if !e.BitmapsUsable || e.BitmapsPossible || !strings.Contains(e.Why, "autoclear features 0x20") {
+		t.Errorf("evidence %+v", e)
+	}
+}
+
 func TestAnUnsetAutoclearBitMakesAllBitmapsUseless(t *testing.T) {
 	path := withBitmap(t)
 	patch(t, path, 95, 0)
