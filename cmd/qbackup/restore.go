@@ -230,7 +230,10 @@ func fill(ctx context.Context, disk *repo.Disk, file *restore.File, record *form
 	if lost := new(restore.LostError); err != nil && !errors.As(err, &lost) {
 		return err
 	}
-	return errors.Join(err, target.Finish())
+	if finishErr := target.Finish(); err == nil || finishErr != nil {
+		return errors.Join(err, finishErr)
+	}
+	return errors.Join(err, target.DropBitmap())
 }
 
 func (p *program) reportRestored(r restoredDisk) error {

@@ -13,7 +13,9 @@ const qcow2ClusterBits = 16
 
 // Qcow2Target writes a disk into a thin qcow2 image with clusters of 64 KiB. Clusters that are zero are not allocated.
 type Qcow2Target struct {
-	image *qcow2.Writer
+	file   *File
+	image  *qcow2.Writer
+	bitmap string // empty: none
 }
 
 // NewQcow2Target begins an image of sizeBytes with one empty recording bitmap in f, which must be a file under
@@ -24,13 +26,13 @@ func NewQcow2Target(f *File, sizeBytes int64, bitmap qcow2.BitmapSpec) (*Qcow2Ta
 	}
 	o := qcow2.CreateOptions{SizeBytes: sizeBytes, ClusterBits: qcow2ClusterBits, Bitmap: &bitmap}
 	if sizeBytes == 0 {
-		o.Bitmap = nil
+		o.Bitmap, bitmap.Name = nil, ""
 	}
 	w, err := qcow2.Create(qcow2.NewOSFile(f.File), o)
 	if err != nil {
 		return nil, fmt.Errorf("begin the image: %w", noSpace(err))
 	}
-	return &Qcow2Target{image: w}, nil
+	return &Qcow2Target{file: f, image: w, bitmap: bitmap.Name}, nil
 }
 
 func (t *Qcow2Target) WriteAt(p []byte, off int64) (int, error) {
@@ -52,6 +54,21 @@ func (t *Qcow2Target) Finish() error {
 	}
 	if err != nil {
 		return fmt.Errorf("finish the image: %w", noSpace(err))
+	}
+	return nil
+}
+
+// DropBitmap takes the bitmap out of a finished image that lacks ranges: it must not say that the image is the point.
+func (t *Qcow2Target) DropBitmap() error {
+	if t.bitmap == "" {
+		return nil
+	}
+	editor, err := qcow2.OpenEditor(qcow2.NewOSFile(t.file.File))
+	if err == nil {
+		err = editor.Replace(nil, []string{t.bitmap})
+	}
+	if err != nil {
+		return fmt.Errorf("take the bitmap out of the image: %w", err)
 	}
 	return nil
 }
