@@ -212,6 +212,10 @@ func TestEveryRuleOfTheBase(t *testing.T) {
 		}, rescan(ReasonTwoLayers)},
 		{"a family in two layers, as the base found it", func(in *BaseInput) { in.FamilyInLayers = 2 }, increment(5)},
 		{"a restored image, whatever the one was that the point was read from", func(in *BaseInput) { restored(in) }, increment(5)},
+		{"a restored image of a disk that was raw", func(in *BaseInput) {
+			restored(in)
+			in.Stamps[runN(5)].Disk.Image.Format = "raw"
+		}, increment(5)},
 		{"a restored image on which an overlay was put", func(in *BaseInput) {
 			restored(in)
 			in.Facts.Chain = append(in.Facts.Chain, format.LayerFacts{Role: "backing"})

@@ -23,11 +23,10 @@ func (in *BaseInput) evidence(ours family, base ident.RunID) (Reason, string) {
 		return ReasonBlockSize, fmt.Sprintf("%d bytes at the base, now %d", stamp.BlockBytes, in.BlockBytes)
 	case in.SizeBytes < stamp.Disk.SizeBytes:
 		return ReasonShrank, fmt.Sprintf("from %d to %d bytes", stamp.Disk.SizeBytes, in.SizeBytes)
+	case ours.restored(base):
+		return in.restoredEvidence()
 	case was.Format != is.Format:
 		return ReasonChainChanged, fmt.Sprintf("format was %s, is %s", was.Format, is.Format)
-	}
-	if ours.restored(base) {
-		return in.restoredEvidence()
 	}
 	reason, detail := compareChain(was.Chain, is.Chain)
 	switch {
