@@ -30,6 +30,7 @@ type File struct {
 	partial string // where it is built; empty for a block device
 	force   bool
 	device  bool
+	behind  *writeBehind
 }
 
 // CreateFile prepares path to take a disk of sizeBytes. A block device is written in place, which needs force; anything
@@ -98,7 +99,7 @@ func createPartial(path string, force bool) (*File, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s: another restore is writing it: %w", partial, ErrInUse)
 	}
-	return &File{File: f, path: path, partial: partial, force: force}, nil
+	return &File{File: f, path: path, partial: partial, force: force, behind: newWriteBehind(f)}, nil
 }
 
 func reusePartial(partial string) (*os.File, error) {
@@ -134,7 +135,7 @@ func openDevice(path string, sizeBytes int64) (*File, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s holds %d bytes, the disk %d: %w", path, end, sizeBytes, ErrTooSmall)
 	}
-	return &File{File: f, path: path, device: true}, nil
+	return &File{File: f, path: path, device: true, behind: newWriteBehind(f)}, nil
 }
 
 // Partial is where the target lies until Publish.
@@ -219,7 +220,7 @@ func NewRawTarget(f *File, sizeBytes int64) (*RawTarget, error) {
 }
 
 func (t *RawTarget) WriteAt(p []byte, off int64) (int, error) {
-	n, err := t.file.WriteAt(p, off)
+	n, err := t.file.behind.WriteAt(p, off)
 	return n, noSpace(err)
 }
 
@@ -256,7 +257,7 @@ func (t *RawTarget) writeZeros(ctx context.Context, off, n int64) error {
 			return context.Cause(ctx)
 		}
 		part := min(n, int64(len(zeros)))
-		if _, err := t.file.WriteAt(zeros[:part], off); err != nil {
+		if _, err := t.file.behind.WriteAt(zeros[:part], off); err != nil {
 			return noSpace(err)
 		}
 		off, n = off+part, n-part

@@ -28,7 +28,7 @@ func NewQcow2Target(f *File, sizeBytes int64, bitmap qcow2.BitmapSpec) (*Qcow2Ta
 	if sizeBytes == 0 {
 		o.Bitmap, bitmap.Name = nil, ""
 	}
-	w, err := qcow2.Create(qcow2.NewOSFile(f.File), o)
+	w, err := qcow2.Create(imageFile{qcow2.NewOSFile(f.File), f.behind}, o)
 	if err != nil {
 		return nil, fmt.Errorf("begin the image: %w", noSpace(err))
 	}
