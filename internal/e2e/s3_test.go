@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -59,13 +60,18 @@ func TestARunWhoseStoreGoesAwayLosesNothing(t *testing.T) {
 	testtool.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -s "+noise+" 100M 200M", image)
 	truth := w.rawCopy(image, "truth.raw")
 
+	before := len(packsOf(t, server))
 	run := w.command("backup", "--retry-for", "2s", image)
 	var stderr strings.Builder
 	run.Stderr = &stderr
 	if err := run.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond)
+	for deadline := time.Now().Add(time.Minute); len(packsOf(t, server)) == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no pack arrived within a minute")
+		}
+	}
 	server.Stop()
 	if err := run.Wait(); err == nil {
 		t.Fatal("the run succeeded without a store")
@@ -85,6 +91,16 @@ func TestARunWhoseStoreGoesAwayLosesNothing(t *testing.T) {
 	}
 	w.restoresTo("vm", s.Point, truth)
 	w.ok("verify", "--data")
+}
+
+// packsOf lists the packs in the server's bucket.
+func packsOf(t *testing.T, server *storetest.Server) []string {
+	t.Helper()
+	packs, err := filepath.Glob(filepath.Join(server.Folder, "data", "vm", "*", "p*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packs
 }
 
 func TestWrongCredentialsAreDeniedAndNeverShown(t *testing.T) {
