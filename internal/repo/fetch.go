@@ -146,17 +146,28 @@ func (q *request) fromCache(f fetch) bool {
 	return ok
 }
 
+// scratch is the memory that one fetch needs; it goes from fetch to fetch.
+type scratch struct{ compressed, blocks []byte }
+
 func (q *request) once(ctx context.Context, f fetch) error {
 	r := q.disk.point.r
+	s, _ := r.scratches.Get().(*scratch)
+	if s == nil {
+		s = new(scratch)
+	}
+	defer r.scratches.Put(s)
 	first := f.wants[0].frame.Offset
-	b, err := r.readRange(ctx, f.key.object(), first, f.end-first)
-	if err != nil {
+	s.compressed = slices.Grow(s.compressed[:0], int(f.end-first))
+	b := s.compressed[:f.end-first]
+	if err := r.readInto(ctx, f.key.object(), first, b); err != nil {
 		return err
 	}
 	var raw []byte
 	for i, w := range f.wants {
 		if i == 0 || w.frame.Offset != f.wants[i-1].frame.Offset {
-			if raw, err = r.decode(raw[:0], b[w.frame.Offset-first:][:w.frame.Length], w); err != nil {
+			s.blocks = slices.Grow(s.blocks[:0], w.frame.Blocks*int(r.BlockBytes()))
+			var err error
+			if raw, err = r.decode(s.blocks, b[w.frame.Offset-first:][:w.frame.Length], w); err != nil {
 				return judgeAt(f.key.object(), w.frame.Offset, w.frame.Length, err)
 			}
 			if len(f.wants) == 1 && w.count < int64(w.frame.Blocks) {

@@ -90,14 +90,22 @@ func (r *Repository) parseManifest(b []byte, k manifestKey) (*format.Manifest, e
 
 // readRange reads n bytes of an object.
 func (r *Repository) readRange(ctx context.Context, key string, off, n int64) ([]byte, error) {
-	body, err := r.store.Get(ctx, key, off, n)
-	if err != nil {
+	b := make([]byte, n)
+	if err := r.readInto(ctx, key, off, b); err != nil {
 		return nil, err
 	}
-	defer body.Close()
-	b := make([]byte, n)
-	if _, err := io.ReadFull(body, b); err != nil {
-		return nil, store.Wrap("get", key, err)
-	}
 	return b, nil
+}
+
+// readInto fills b with bytes of an object.
+func (r *Repository) readInto(ctx context.Context, key string, off int64, b []byte) error {
+	body, err := r.store.Get(ctx, key, off, int64(len(b)))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if _, err := io.ReadFull(body, b); err != nil {
+		return store.Wrap("get", key, err)
+	}
+	return nil
 }

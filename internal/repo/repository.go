@@ -9,6 +9,7 @@ import (
 	"io"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/qbackup/qbackup/internal/cache"
@@ -47,6 +48,7 @@ type Repository struct {
 	manifests *cache.Cache[manifestKey, *format.Manifest]
 	indexes   *cache.Cache[indexKey, *format.PackIndex]
 	frames    *cache.Cache[frameKey, []byte]
+	scratches sync.Pool // of *scratch
 }
 
 // Init makes a repository in an empty place, and reports whether it did. A
