@@ -70,8 +70,11 @@ func (m *Machine) Lock(now time.Time) (unlock func(), err error) {
 		return nil, fmt.Errorf("write down who locked %s: %w", path, err)
 	}
 	return func() {
-		// An emptied file says that nobody holds it; closing gives up the lock.
+		// An emptied file says that nobody holds it. The lock is given up before
+		// the descriptor is closed: a program that is just being started by this
+		// process has a copy of it for a moment.
 		_ = f.Truncate(0)
+		_ = giveUp(f)
 		_ = f.Close()
 	}, nil
 }
@@ -85,6 +88,18 @@ func flock(f *os.File) error {
 			return err
 		}
 	}
+}
+
+// giveUp ends the lock on the open file description, whoever has a copy of the
+// descriptor. On a closed file it does nothing.
+func giveUp(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.Flock(int(fd), unix.LOCK_UN) })
+	return errors.Join(err, failed)
 }
 
 func writeHolder(f *os.File, now time.Time) error {

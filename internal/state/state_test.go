@@ -7,9 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/qbackup/qbackup/internal/ident"
 )
@@ -291,6 +294,41 @@ func TestAHolderThatWroteNothingIsStillBusy(t *testing.T) {
 	if _, err := f.machine.Lock(time.Now()); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), lockSuffix) {
 		t.Fatalf("got %v", err)
 	}
+}
+
+func TestALockEndsAlthoughAChildStillHasACopyOfItsFile(t *testing.T) {
+	f := open(t)
+	unlock, err := f.machine.Lock(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What a child has between fork and exec.
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip(err)
+	}
+	found := false
+	for _, name := range names {
+		fd, err := strconv.Atoi(name.Name())
+		if target, lerr := os.Readlink("/proc/self/fd/" + name.Name()); err != nil || lerr != nil || target != f.machine.base+lockSuffix {
+			continue
+		}
+		if fd, err = unix.Dup(fd); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		found = true
+		break
+	}
+	if !found {
+		t.Fatal("the lock file is not open")
+	}
+	unlock()
+	again, err := f.machine.Lock(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
 }
 
 // lockedDir makes this test binary take a lock and wait to be killed.

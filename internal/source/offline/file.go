@@ -233,13 +233,16 @@ func (f *file) dropPages() error {
 	return nil
 }
 
-// close ends the descriptor, and with it the locks.
+// close gives up the locks and ends the descriptor. The locks belong to the open
+// file, of which a program that is just being started by this process has a copy for
+// a moment; left to the descriptor's end they could outlive it.
 func (f *file) close() error {
+	unlocked := f.locks.release()
 	err := f.os.Close()
 	if errors.Is(err, fs.ErrClosed) {
 		return nil
 	}
-	return err
+	return errors.Join(unlocked, err)
 }
 
 // Magic numbers that package unix does not have, from the file systems' sources.

@@ -167,6 +167,35 @@ func TestAFailedStepLeavesTheLocksOfTheStepBefore(t *testing.T) {
 	}
 }
 
+func TestLocksEndWithAFileOfWhichAChildStillHasACopy(t *testing.T) {
+	path := newImage(t, "8M")
+	top, err := openTop(openOSFile, path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What a child has between fork and exec.
+	held, err := unix.Dup(int(top.os.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(held)
+	if err := errors.Join(top.locks.denyWriters(), top.locks.claimWrite()); err != nil {
+		t.Fatal(err)
+	}
+	other := openLocks(t, path)
+	if at := conflictAt(t, other.read()); at != usesWrite {
+		t.Fatalf("byte %d is in the way, want %d", at, usesWrite)
+	}
+	for range 2 { // an Abort after a Commit closes again
+		if err := top.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := other.claimWrite(); err != nil {
+		t.Fatalf("after the end of the file: %v", err)
+	}
+}
+
 func TestAFileSystemWithoutLocksIsAClearError(t *testing.T) {
 	f := &file{path: "/vm/a"}
 	for _, errno := range []unix.Errno{unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, unix.ENOLCK} {
