@@ -212,6 +212,7 @@ func firstDifference(got, want []byte) int {
 type how struct {
 	boot   string
 	rescan bool
+	adopt  bool
 	log    *sim.Log // nil: not recorded
 }
 
@@ -249,7 +250,7 @@ func (h *host) backup(ctx context.Context, how how) (agent.Summary, error) {
 	if err != nil {
 		return agent.Summary{}, err
 	}
-	job := agent.Job{Machine: machine, Repository: r, State: st.Repository(r.ID()), Rescan: how.rescan,
+	job := agent.Job{Machine: machine, Repository: r, State: st.Repository(r.ID()), Rescan: how.rescan, Adopt: how.adopt,
 		Open: func(family ident.FamilyID) source.Machine { return h.machine(family, how.log) }}
 	s, err := agent.Backup(ctx, job, agent.Options{
 		Clock: func() time.Time { return h.clock }, Random: h.random, Host: "host", BootID: how.boot, Workers: 2, MemoryBytes: 64 << 20,
