@@ -27,7 +27,7 @@ unit: ## all tests at their reduced counts
 race: ## all tests under the race detector
 	$(GO) test -race -timeout 30m ./...
 
-fuzz: ## every fuzz target for a few seconds (FUZZTIME=1m for longer)
+fuzz: ## every fuzz target on some inputs (FUZZTIME=1m for longer)
 	scripts/fuzz
 
 long: tools ## every proof at full count, in resumable pieces that append to .cache/long.log
