@@ -83,7 +83,14 @@ func (b *backup) attempt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = cut.Abort(context.WithoutCancel(ctx)) }() // after Commit it does nothing
+	// After Commit both do nothing.
+	defer func() {
+		if dead {
+			_ = cut.Abort(context.WithoutCancel(ctx))
+		} else {
+			_ = cut.Leave(context.WithoutCancel(ctx))
+		}
+	}()
 
 	b.o.Stats.enter(PhaseUpload)
 	record, err := b.upload(ctx, run, cut, plan)

@@ -189,6 +189,9 @@ func TestAnUnknownOutcomeKeepsTheBitsAndTheNextRunFindsOut(t *testing.T) {
 			)
 			s, err := w.backup()
 			wantError(t, err, repo.ErrUnknownOutcome)
+			if w.ghost.left != 1 {
+				t.Errorf("%d cuts were left undecided, want 1", w.ghost.left)
+			}
 			if !s.Point.IsZero() || w.dirtyBytes() != dirty {
 				t.Fatalf("point %s, %d bytes dirty of %d", s.Point, w.dirtyBytes(), dirty)
 			}

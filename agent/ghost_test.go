@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,8 +30,11 @@ type ghost struct {
 	readers map[string]bool
 	// freeze, when not nil, is what Freeze returns.
 	freeze error
-	// open counts cuts that have not ended.
-	open int
+	// extras go with the evidence, consistency with the cuts.
+	extras      []source.Extra
+	consistency string
+	// open counts cuts that have not ended, left those that ended undecided.
+	open, left int
 }
 
 const ghostGranularity = testBlockBytes
@@ -138,7 +142,7 @@ func (g *ghost) disk(name string) *ghostDisk {
 
 // Inspect implements source.Machine.
 func (g *ghost) Inspect(context.Context) (source.Evidence, error) {
-	var e source.Evidence
+	e := source.Evidence{Extras: g.extras}
 	for _, d := range g.disks {
 		v := source.DiskEvidence{Name: d.name, Path: "/vm/" + d.name, Err: d.err}
 		if d.err == nil {
@@ -294,6 +298,20 @@ func (c *ghostCut) Abort(context.Context) error {
 	return nil
 }
 
+func (c *ghostCut) Leave(context.Context) error {
+	if !c.ended {
+		c.ghost.left++
+	}
+	c.end()
+	return nil
+}
+
+func (c *ghostCut) Consistency() string {
+	return cmp.Or(c.ghost.consistency, format.ConsistencyOffline)
+}
+
+func (c *ghostCut) FreezeSeconds() float64 { return 0 }
+
 func (c *ghostCut) end() {
 	if !c.ended {
 		c.ended = true
@@ -338,8 +356,10 @@ func (c *ghostCut) reset(f *ghostFrozen) bool {
 var (
 	_ source.Machine = (*ghost)(nil)
 	_ source.Cut     = (*ghostCut)(nil)
-	_ source.Disk    = (*ghostFrozen)(nil)
-	_ io.ReaderAt    = (*ghostFrozen)(nil)
+
+	_ source.Consistent = (*ghostCut)(nil)
+	_ source.Disk       = (*ghostFrozen)(nil)
+	_ io.ReaderAt       = (*ghostFrozen)(nil)
 )
 
 func TestTheGhostRecordsLikeABitmap(t *testing.T) {

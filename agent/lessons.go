@@ -62,7 +62,7 @@ func (l *lessons) giveUp(run ident.RunID, s Stamp) bool {
 // leaveOut marks a disk that cannot be read, unless the machine as a whole is
 // concerned, or nothing would be left.
 func (b *backup) leaveOut(e *upload.SourceError) bool {
-	for _, whole := range []error{source.ErrHeld, source.ErrVMStarted, source.ErrChanged, context.Canceled, context.DeadlineExceeded} {
+	for _, whole := range []error{source.ErrHeld, source.ErrVMStarted, source.ErrChanged, source.ErrGone, source.ErrMonitor, source.ErrScratch, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(e, whole) {
 			return false
 		}

@@ -19,6 +19,9 @@ type plan struct {
 	// prove says that the machine's name is taken over only if enough blocks
 	// equal its newest point.
 	prove bool
+	// qemu is the version of the QEMU that runs the machine, empty when it is off.
+	qemu   string
+	extras *extras // nil: none
 }
 
 // diskPlan is one disk of a plan.
@@ -134,7 +137,10 @@ func (b *backup) chooseBases(ctx context.Context, evidence source.Evidence) (*pl
 	if err := b.settleLocal(ctx, k); err != nil {
 		return nil, err
 	}
-	p := &plan{}
+	p := &plan{qemu: evidence.QEMU}
+	if p.extras, err = newExtras(evidence.Extras, b.job.Repository.BlockBytes()); err != nil {
+		return nil, err
+	}
 	if p.prove, err = b.mustProve(ctx, evidence, k); err != nil {
 		return nil, err
 	}

@@ -13,8 +13,12 @@ type Summary struct {
 	MessageType string            `json:"message_type"` // "summary"
 	Machine     ident.MachineName `json:"machine"`
 	// Point is zero when none was made: a dry run, or a failure.
-	Point           ident.RunID    `json:"point"`
-	Time            time.Time      `json:"time,omitzero"`
+	Point ident.RunID `json:"point"`
+	Time  time.Time   `json:"time,omitzero"`
+	// Consistency is what the point holds: "offline", "crash" or "frozen".
+	Consistency string `json:"consistency,omitempty"`
+	// FreezeSeconds is how long the guest's file systems were frozen for it.
+	FreezeSeconds   float64        `json:"freeze_seconds,omitempty"`
 	Disks           []DiskSummary  `json:"disks"`
 	DurationSeconds float64        `json:"duration_seconds"`
 	DryRun          bool           `json:"dry_run,omitempty"`

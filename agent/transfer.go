@@ -112,10 +112,21 @@ func (b *backup) upload(ctx context.Context, r *run, cut source.Cut, p *plan) (*
 				return nil, err
 			}
 		}
+		if w, ok := disk.(source.Watched); ok {
+			d.evidence.Facts = w.Facts()
+		}
 		jobs, maps = append(jobs, job), append(maps, m)
 		progress = append(progress, DiskProgress{Name: disk.Name(), Mode: d.Mode, Stats: d.stats})
 	}
 	b.o.Stats.watch(progress)
+	if x := p.extras; x != nil {
+		m, err := b.newMapping(r, x.plan())
+		if err != nil {
+			return nil, fmt.Errorf("start the map of the extra files: %w", err)
+		}
+		x.mapping = m
+		jobs, maps = append(jobs, x.job()), append(maps, m)
+	}
 
 	err = b.renewing(ctx, r, func(ctx context.Context) error {
 		if err := upload.Run(ctx, jobs, r, b.uploadOptions(r)); err != nil {
@@ -131,7 +142,7 @@ func (b *backup) upload(ctx context.Context, r *run, cut source.Cut, p *plan) (*
 	if err != nil {
 		return nil, err
 	}
-	return b.seal(ctx, r, p, maps)
+	return b.seal(ctx, r, cut, p, maps)
 }
 
 func (b *backup) uploadOptions(r *run) upload.Options {

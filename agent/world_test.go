@@ -37,12 +37,14 @@ type world struct {
 	ghost *ghost // of the last backup
 	truth map[ident.RunID]map[string][]byte
 
-	stateDir   string
-	host, boot string
-	die        func(step string) bool
-	confirm    error
-	readers    map[string]bool
-	freeze     error
+	stateDir    string
+	host, boot  string
+	die         func(step string) bool
+	confirm     error
+	readers     map[string]bool
+	freeze      error
+	extras      []source.Extra
+	consistency string
 }
 
 func newWorld(t *testing.T, disks ...*ghostDisk) *world {
@@ -65,7 +67,7 @@ func (w *world) repoOptions() repo.Options {
 
 // machine opens the source of a backup and remembers what its cuts hold.
 func (w *world) machine(family ident.FamilyID) source.Machine {
-	w.ghost = &ghost{family: family, disks: w.disks, die: w.die, confirm: w.confirm, readers: w.readers, freeze: w.freeze}
+	w.ghost = &ghost{family: family, disks: w.disks, die: w.die, confirm: w.confirm, readers: w.readers, freeze: w.freeze, extras: w.extras, consistency: w.consistency}
 	return &remembering{w.ghost, w}
 }
 

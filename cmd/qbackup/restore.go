@@ -26,24 +26,29 @@ type restoreFlags struct {
 	disk    string
 	to      string
 	format  string
+	extras  string
 	force   bool
 }
 
 func (p *program) restoreCommand() *cobra.Command {
 	var f restoreFlags
 	c := &cobra.Command{
-		Use:   "restore --machine NAME [--point POINT] [--disk NAME] --to PATH",
-		Short: "Restore one disk of a point, or all of them",
+		Use:   "restore --machine NAME [--point POINT] [--disk NAME] [--to PATH] [--extras DIR]",
+		Short: "Restore one disk of a point, or all of them, and the machine's definition",
 		Long: `Restore a point. With one disk, PATH is a file, a block device, or - for standard output; with several disks and no
 --disk it is a folder that takes NAME.raw or NAME.qcow2 for each.
 
 A point is named by its id, a prefix of it that no other point has, a time such as 2026-01-31T12:00 (the last point at or
 before it), or latest. A qcow2 target carries on: the next backup of it is incremental.
 
+--extras DIR takes the small files that a point has besides its disks: the definition and the firmware variables of a libvirt
+domain. It goes with --to or alone.
+
 A file appears under its name when it is whole. Where a point is damaged, the ranges that are lost are named, what could be read
 is kept as PATH.partial, and the exit code is 21.`,
 		Example: `  qbackup restore --machine web1 --to /var/lib/libvirt/images/web1.qcow2 --format qcow2
   qbackup restore --machine web1 --point 2026-01-31 --disk root --to /dev/vg0/web1 --force
+  qbackup restore --machine web1 --extras /root/web1 --to /var/lib/libvirt/images
   qbackup restore --machine web1 --to - | zstd > web1.raw.zst`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return p.restore(c.Context(), f) },
@@ -53,6 +58,7 @@ is kept as PATH.partial, and the exit code is 21.`,
 	flags.StringVar(&f.point, "point", "latest", "id, prefix, time, or latest")
 	flags.StringVar(&f.disk, "disk", "", "one disk; default: all")
 	flags.StringVar(&f.to, "to", "", "where to: file, block device, folder, or - for standard output")
+	flags.StringVar(&f.extras, "extras", "", "folder for the machine's definition and firmware variables")
 	flags.StringVar(&f.format, "format", "raw", "raw or qcow2")
 	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"raw", "qcow2"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that is not there
 	flags.BoolVar(&f.force, "force", false, "replace a file that exists, write to a block device")
@@ -63,8 +69,10 @@ func (f restoreFlags) check() (ident.MachineName, error) {
 	switch {
 	case f.machine == "":
 		return "", usagef("--machine is missing")
-	case f.to == "":
+	case f.to == "" && f.extras == "":
 		return "", usagef("--to is missing")
+	case f.to == "" && f.disk != "":
+		return "", usagef("--disk goes with --to")
 	case f.format != "raw" && f.format != "qcow2":
 		return "", usagef("--format is raw or qcow2, not %q", f.format)
 	case f.to == "-" && f.format != "raw":
@@ -108,10 +116,24 @@ func (p *program) restore(ctx context.Context, f restoreFlags) error {
 	if err != nil {
 		return err
 	}
+	if f.extras != "" {
+		if err := p.restoreExtras(point, f.extras, f.force); err != nil {
+			return fmt.Errorf("restore extra files of point %s: %w", run, err)
+		}
+	}
+	if f.to == "" {
+		return nil
+	}
+	return p.restoreDisks(ctx, point, f)
+}
+
+// restoreDisks restores what was chosen; a disk that fails does not keep the others.
+func (p *program) restoreDisks(ctx context.Context, point *repo.Point, f restoreFlags) error {
 	disks, err := f.chooseDisks(point.Record())
 	if err != nil {
 		return err
 	}
+	run := point.Record().Run
 	info, err := os.Stat(f.to)
 	exists := err == nil
 	folder := len(disks) > 1 || exists && info.IsDir()

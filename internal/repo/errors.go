@@ -21,6 +21,8 @@ var (
 	ErrNoPoint = errors.New("no such point")
 	// ErrNoDisk: the point does not have that disk, or could not capture it.
 	ErrNoDisk = errors.New("disk is not in the point")
+	// ErrNoExtra: the point has no such extra file.
+	ErrNoExtra = errors.New("extra file is not in the point")
 	// ErrRange: bytes were asked for that do not lie on the disk.
 	ErrRange = errors.New("range does not lie on the disk")
 	// ErrAborted: the run's slot holds an ABORT or the record of somebody else; it

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -149,6 +150,24 @@ func (p *Point) RunManifest(ctx context.Context, run ident.RunID) (*format.Manif
 		return nil, &Damage{Key: format.ManifestKey(p.machine, p.record.Run), Offset: -1, Err: fmt.Errorf("it does not name run %s, to which a map refers: %w", run, format.ErrCorrupt)}
 	}
 	return p.r.manifest(ctx, p.machine, run, d.Manifest)
+}
+
+// Extra opens an extra file of the point by its name. ErrNoExtra: it has none
+// of that name.
+func (p *Point) Extra(name string) (*io.SectionReader, error) {
+	e := p.record.Extras
+	if e == nil {
+		return nil, fmt.Errorf("%q of point %s: %w", name, p.record.Run, ErrNoExtra)
+	}
+	i := slices.IndexFunc(e.Files, func(f format.ExtraFile) bool { return f.Name == name })
+	if i < 0 {
+		return nil, fmt.Errorf("%q of point %s: %w", name, p.record.Run, ErrNoExtra)
+	}
+	blockBytes := p.r.BlockBytes()
+	all := p.record.Mapped()
+	space := all[len(all)-1]
+	d := &Disk{point: p, record: space, blocks: blockmap.NewReader(e.Map, format.Blocks(space.SizeBytes, blockBytes), p.r.Nodes(p.machine))}
+	return io.NewSectionReader(d, e.Offset(i, blockBytes), e.Files[i].Bytes), nil
 }
 
 // Disk opens a disk of the point by its name. Nothing is read yet. ErrNoDisk: the

@@ -53,8 +53,7 @@ func (run *Run) complete(record *format.Record) error {
 	}
 	record.Identity, record.Nonce = run.identity, run.intent.Nonce
 	record.BlockBytes, record.Manifest = run.r.BlockBytes(), run.sealed
-	for i := range record.Disks {
-		d := &record.Disks[i]
+	for _, d := range record.Mapped() {
 		node := d.Map.Node
 		if node.IsZero() {
 			continue

@@ -24,6 +24,15 @@ var (
 	// ErrReaders is the reason for a reset that did not happen because others
 	// read the image. See NotReset.
 	ErrReaders = errors.New("other programs are reading the image")
+	// ErrMonitor is reported when a machine runs and its QEMU cannot be asked.
+	ErrMonitor = errors.New("QEMU cannot be asked")
+	// ErrGone is reported when the machine, or its QEMU, ended while it was read.
+	// Nothing of the run may be published.
+	ErrGone = errors.New("the machine has ended")
+	// ErrScratch is reported when the space for what the guest overwrites during a
+	// backup has run out, or fell below its floor: the backup gives up before the
+	// guest is hurt (I8).
+	ErrScratch = errors.New("no scratch space left for the backup")
 	// ErrReadOnly is reported for an image that we may not write to, so that
 	// its bits could not be reset.
 	ErrReadOnly = errors.New("image is read-only for us")

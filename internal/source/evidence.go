@@ -8,6 +8,17 @@ import (
 // Evidence is what Inspect found, in the order of the machine's disks.
 type Evidence struct {
 	Disks []DiskEvidence
+	// QEMU is the version of the QEMU that runs the machine; empty: it is off.
+	QEMU string
+	// Extras are small files that belong to the machine and to no disk, such as
+	// its definition. They are stored with the point as they are.
+	Extras []Extra
+}
+
+// Extra is one such file.
+type Extra struct {
+	Name string // of the form of a disk's name
+	Data []byte
 }
 
 // Disk gives the evidence of a disk by name, nil when there is none.

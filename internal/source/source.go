@@ -6,6 +6,7 @@ import (
 
 	"github.com/qbackup/qbackup/internal/extent"
 	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/repo/format"
 )
 
 // Machine is the disks that are backed up as one.
@@ -38,9 +39,25 @@ type Cut interface {
 	// bits of some disk had to stay; the point stands then too. It goes on
 	// when ctx is cancelled, because half a reset helps nobody.
 	Commit(ctx context.Context) error
-	// Abort ends the cut and loses nothing: all bits stay. It may be repeated,
-	// and after Commit does nothing.
+	// Abort ends the cut of a run that is known to have no point, and loses
+	// nothing: all bits stay. It may be repeated, and after Commit or Leave does
+	// nothing.
 	Abort(ctx context.Context) error
+	// Leave ends the cut when nobody knows whether the run has a point (I7): what
+	// the machine records stays as the cut has set it, and the next run, which can
+	// ask the repository, goes on from there. It may be repeated, and after Commit
+	// or Abort does nothing.
+	Leave(ctx context.Context) error
+}
+
+// Consistent is a Cut that knows more of its instant than that no one had the
+// disks open.
+type Consistent interface {
+	// Consistency is a word of the record: format.ConsistencyCrash or Frozen.
+	Consistency() string
+	// FreezeSeconds is how long the guest's file systems were frozen; 0: they were
+	// not.
+	FreezeSeconds() float64
 }
 
 // Disk is one disk of a cut. All methods may be called in parallel.
@@ -63,6 +80,13 @@ type Disk interface {
 	// that works in blocks widens them. It may be called again, and then
 	// gives the same.
 	Extents(ctx context.Context) extent.Seq
+}
+
+// Watched is a Disk of a machine that runs: what its image looked like is known
+// exactly only after the point in time. What the facts show that Inspect did not
+// see has a bit in the bitmap that the cut began.
+type Watched interface {
+	Facts() format.ImageFacts
 }
 
 // Base tells Freeze what to do with one disk.

@@ -38,9 +38,8 @@ func (m *machine) attribute(ctx context.Context) error {
 // loseAll notes a point that cannot be opened.
 func (m *machine) loseAll(p *point) {
 	m.found.addPoint(*p.bad, p.id(), p.time())
-	for i := range p.record.Disks {
-		d := &p.record.Disks[i]
-		if d.Mode != format.ModeMissing && d.SizeBytes > 0 {
+	for _, d := range p.record.Mapped() {
+		if d.SizeBytes > 0 {
 			m.found.addRange(*p.bad, p.id(), p.time(), d.Name, extent.Extent{Len: d.SizeBytes})
 		}
 	}

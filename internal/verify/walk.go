@@ -41,9 +41,8 @@ func (m *machine) walkAll(ctx context.Context) error {
 }
 
 func (w *walk) point(ctx context.Context, p *point) error {
-	for i := range p.record.Disks {
-		d := &p.record.Disks[i]
-		if d.Mode == format.ModeMissing || d.Map.Node.IsZero() {
+	for _, d := range p.record.Mapped() {
+		if d.Map.Node.IsZero() {
 			continue
 		}
 		t := &diskWalk{walk: w, p: p, disk: d, blocks: format.Blocks(d.SizeBytes, w.m.r.BlockBytes()), src: w.m.r.Nodes(w.m.name)}

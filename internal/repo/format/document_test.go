@@ -239,6 +239,13 @@ func TestRecordsThatContradictThemselvesAreNotWritten(t *testing.T) {
 		"negative count":     func(r *Record) { r.Disks[0].StoredBytes = -1 },
 		"no manifest":        func(r *Record) { r.Manifest = Reference{} },
 		"block size":         func(r *Record) { r.BlockBytes = 1000 },
+		"empty extras":       func(r *Record) { r.Extras.Files = nil },
+		"extra is a path":    func(r *Record) { r.Extras.Files[0].Name = "../x" },
+		"extra twice":        func(r *Record) { r.Extras.Files[1].Name = r.Extras.Files[0].Name },
+		"extra too long":     func(r *Record) { r.Extras.Files[1].Bytes = MaxExtrasBytes + 1 },
+		"extras too long":    func(r *Record) { r.Extras.Files[0].Bytes, r.Extras.Files[1].Bytes = MaxExtrasBytes, 1 },
+		"extra negative":     func(r *Record) { r.Extras.Files[0].Bytes = -1 },
+		"extras' tree":       func(r *Record) { r.Extras.Map.Levels = 9 },
 		"text is not UTF-8":  func(r *Record) { r.Disks[0].Image.Path = "/a\xffb" },
 		"text too long":      func(r *Record) { r.Disks[0].Reason = strings.Repeat("x", MaxTextBytes+1) },
 		"too many disks": func(r *Record) {
@@ -247,11 +254,31 @@ func TestRecordsThatContradictThemselvesAreNotWritten(t *testing.T) {
 			}
 		},
 	} {
-		r := fixedRecord(t)
+		r := recordWithExtras(t)
 		change(r)
 		if b, err := AppendRecord(nil, r); !errors.Is(err, ErrInvalid) || b != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestExtrasOfARecordAreMappedLikeADiskAfterTheDisks(t *testing.T) {
+	r := recordWithExtras(t)
+	b, err := AppendRecord(nil, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := ParseRecord(b, r.Identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapped := back.Mapped()
+	if len(mapped) != 2 || mapped[0].Name != "vda" || mapped[1].Ordinal != ExtrasOrdinal {
+		t.Fatalf("mapped are %+v", mapped)
+	}
+	// The second file begins with the block after the first one's only block.
+	if off, size := back.Extras.Offset(1, DefaultBlockBytes), mapped[1].SizeBytes; off != 65536 || size != 65536+540672 {
+		t.Errorf("the second file lies at %d of %d bytes", off, size)
 	}
 }
 

@@ -109,6 +109,13 @@ func fixedRecord(t testing.TB) *Record {
 	}
 }
 
+// recordWithExtras is fixedRecord with what a point of a libvirt domain has besides.
+func recordWithExtras(t testing.TB) *Record {
+	r := fixedRecord(t)
+	r.Extras = &Extras{Files: []ExtraFile{{Name: "domain.xml", Bytes: 4711}, {Name: "nvram", Bytes: 540672}}, Map: r.Disks[0].Map}
+	return r
+}
+
 func fixedCodec(t testing.TB, blockBytes int64) *Codec {
 	t.Helper()
 	c, err := NewCodec(blockBytes, 2)

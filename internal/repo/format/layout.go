@@ -43,9 +43,15 @@ const (
 	// MaxDiskBlocks is the number of blocks of the largest disk: 2^63 bytes in the
 	// smallest blocks.
 	MaxDiskBlocks = 1 << 49
-	// MaxDiskOrdinal is the last disk ordinal of a record; 65535 is kept free for
-	// data that belongs to the machine and to no disk.
+	// MaxDiskOrdinal is the last disk ordinal of a record.
 	MaxDiskOrdinal = 65534
+	// ExtrasOrdinal is what packs call the extras of a machine.
+	ExtrasOrdinal = 65535
+	// MaxExtras bounds the extra files of a record.
+	MaxExtras = 64
+	// MaxExtrasBytes bounds the extra files together: firmware variables are the
+	// largest of them, 64 MiB at most on any machine that QEMU has.
+	MaxExtrasBytes = 256 << 20
 	// MaxPackBlocks is more data blocks than an index in one object can have hashes.
 	MaxPackBlocks = MaxObjectBytes / blockHashBytes
 	// MaxDependencies bounds the runs that one point refers to.

@@ -158,6 +158,7 @@ type Record struct {
 	Consistency string       `json:"consistency"`
 	BlockBytes  int64        `json:"block_bytes"`
 	Disks       []DiskRecord `json:"disks"`
+	Extras      *Extras      `json:"extras,omitempty"`
 	Manifest    Reference    `json:"manifest"`
 	Host        string       `json:"host"`
 	Tool        string       `json:"tool"`
@@ -252,7 +253,7 @@ func (r *Record) validate() error {
 		}
 		names[d.Name], ordinals[d.Ordinal] = true, true
 	}
-	return nil
+	return r.Extras.validate(r.BlockBytes)
 }
 
 func (d *DiskRecord) validate(blockBytes int64) error {

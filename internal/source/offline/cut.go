@@ -218,6 +218,9 @@ func (d *frozenDisk) edit() error {
 // Abort closes everything and leaves all bits.
 func (c *cut) Abort(context.Context) error { return c.close() }
 
+// Leave is Abort: nothing was written yet.
+func (c *cut) Leave(ctx context.Context) error { return c.Abort(ctx) }
+
 // close ends the cut, and with the descriptors the locks.
 func (c *cut) close() error {
 	if c.ended {
