@@ -38,12 +38,13 @@ var floors = map[string]int{
 
 	// Rooms of the tests; the demo uses guest.
 	"internal/guest": 4, "internal/sim": 4, "internal/testtool": 4, "internal/tidy": 4, "internal/store/storetest": 4,
-	"internal/e2e": 6, "internal/crashtest": 6,
+	"internal/linuxguest": 4,
+	"internal/e2e":        6, "internal/crashtest": 6,
 }
 
 // forTests are the rooms that production code may not enter; cmd/qbackup's demo plays a guest.
 var forTests = map[string]bool{
-	"internal/guest": true, "internal/sim": true, "internal/testtool": true, "internal/store/storetest": true, "internal/store/fault": true, "internal/store/mem": true,
+	"internal/guest": true, "internal/linuxguest": true, "internal/sim": true, "internal/testtool": true, "internal/store/storetest": true, "internal/store/fault": true, "internal/store/mem": true,
 }
 
 type source struct {
