@@ -88,10 +88,16 @@ func TestAGuestIsFrozenKilledStartedAgainAndShutDown(t *testing.T) {
 
 	lasts := []int{g.Announced(t, 0), g.Announced(t, 1)}
 	g = Start(t, Config{Disks: disks})
+	if err := execute(g.TestMonitor, "block-dirty-bitmap-add", map[string]any{"node": "d0", "name": "recorded", "persistent": true}); err != nil {
+		t.Fatal(err)
+	}
 	for i, last := range lasts {
 		g.WaitAnnounced(t, i, last+3)
 	}
 	g.Stop(t)
+	if info := testtool.Run(t, "qemu-img", "info", disks[0]); !strings.Contains(info, "name: recorded") || strings.Contains(info, "in-use") {
+		t.Errorf("the bitmap was not saved:\n%s", info)
+	}
 	stopped := rawCopies(t, disks)
 	for i, raw := range stopped {
 		if c := CheckDisk(t, raw, true); c.Newest != g.Announced(t, i) {
@@ -139,7 +145,7 @@ func aBlockThatIsOldIsFoundOut(t *testing.T, old, young string) {
 	t.Helper()
 	newest := CheckDisk(t, young, true).Newest
 	const blockBytes, clusterBytes = 64 << 10, 4096
-	harmless := regexp.MustCompile("\\t(8|12|<block not found>)$") // the inodes of journal and folder
+	harmless := regexp.MustCompile(`\t(8|12|<block not found>)$`) // the inodes of journal and folder
 	was, is := read(t, old), read(t, young)
 	var differ []int
 	for at := 0; at < len(is); at += blockBytes {
