@@ -29,7 +29,7 @@ type Config struct {
 	// NoAgent leaves the guest agent out: its socket is there and nobody answers.
 	NoAgent bool
 	// Args are further arguments of QEMU, for instance more devices. Disks that are
-	// added so are left alone by the guest unless their serial number begins with d.
+	// added so are left alone by the guest unless their serial number is like d7.
 	Args []string
 }
 
