@@ -9,6 +9,7 @@ import (
 	"github.com/qbackup/qbackup/internal/extent"
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
+	"github.com/qbackup/qbackup/internal/source/facts"
 )
 
 const testBlockBytes = 64 << 10
@@ -30,8 +31,8 @@ func testFacts() format.ImageFacts {
 	return format.ImageFacts{
 		Path: "/vm/a.qcow2", Format: "qcow2", Device: 1, Inode: 2, ActiveL1: format.Hash{1},
 		Chain: []format.LayerFacts{
-			{Role: roleTop, Path: "/vm/a.qcow2", Format: "qcow2", Device: 1, Inode: 2, FileBytes: 10, ModifiedNanos: 5, ChangedNanos: 5, Backing: "b.qcow2", Header: format.Hash{1}},
-			{Role: roleData, Path: "/vm/a.data", Format: "raw", Device: 1, Inode: 3, FileBytes: 10, ModifiedNanos: 5, ChangedNanos: 5},
+			{Role: facts.RoleTop, Path: "/vm/a.qcow2", Format: "qcow2", Device: 1, Inode: 2, FileBytes: 10, ModifiedNanos: 5, ChangedNanos: 5, Backing: "b.qcow2", Header: format.Hash{1}},
+			{Role: facts.RoleData, Path: "/vm/a.data", Format: "raw", Device: 1, Inode: 3, FileBytes: 10, ModifiedNanos: 5, ChangedNanos: 5},
 			{Role: "backing", Path: "/vm/b.qcow2", Format: "qcow2", Device: 1, Inode: 4, FileBytes: 10, DiskBytes: 9, ModifiedNanos: 5, ChangedNanos: 5, Header: format.Hash{2}},
 		},
 	}
@@ -76,7 +77,7 @@ func frozenBy6(state StampState) func(*BaseInput) {
 func restored(in *BaseInput) {
 	in.Bitmaps[0].Name.Prev, in.Bitmaps[0].DirtyBytes = runN(5), 0
 	in.Facts.Inode, in.Facts.ActiveL1 = 99, format.Hash{9}
-	in.Facts.Chain = []format.LayerFacts{{Role: roleTop, Path: "/vm/r.qcow2", Format: "qcow2", Device: 1, Inode: 99, ModifiedNanos: 9, ChangedNanos: 9, Header: format.Hash{9}}}
+	in.Facts.Chain = []format.LayerFacts{{Role: facts.RoleTop, Path: "/vm/r.qcow2", Format: "qcow2", Device: 1, Inode: 99, ModifiedNanos: 9, ChangedNanos: 9, Header: format.Hash{9}}}
 }
 
 func TestEveryRuleOfTheBase(t *testing.T) {

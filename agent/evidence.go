@@ -5,12 +5,7 @@ import (
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
-)
-
-// Roles of layers in format.LayerFacts.
-const (
-	roleTop  = "top"
-	roleData = "data"
+	"github.com/qbackup/qbackup/internal/source/facts"
 )
 
 // evidence compares the image with what the base's record says of it. A reason
@@ -38,15 +33,17 @@ func (in *BaseInput) evidence(ours family, base ident.RunID) (Reason, string) {
 		return reason, detail
 	}
 	// From here on: signs of writes that left no bit. A grown disk has a new L1
-	// table without any write.
+	// table without any write. Of a machine that ran, on either side, they are not
+	// known: they change while they are looked at.
 	if ours.dirtyBytes() != 0 || in.SizeBytes != stamp.Disk.SizeBytes {
 		return ReasonNone, ""
 	}
-	if was.ActiveL1 != is.ActiveL1 {
+	if !was.ActiveL1.IsZero() && !is.ActiveL1.IsZero() && was.ActiveL1 != is.ActiveL1 {
 		return ReasonActiveL1, "clusters were allocated, or an internal snapshot was applied"
 	}
 	for i := range is.Chain {
-		if is.Chain[i].Role == roleData && is.Chain[i].ModifiedNanos != was.Chain[i].ModifiedNanos {
+		w, n := was.Chain[i].ModifiedNanos, is.Chain[i].ModifiedNanos
+		if is.Chain[i].Role == facts.RoleData && w != 0 && n != 0 && w != n {
 			return ReasonNoBits, is.Chain[i].Path + " was modified"
 		}
 	}
@@ -66,7 +63,7 @@ func (in *BaseInput) restoredEvidence() (Reason, string) {
 // have not: without them nobody can tell that a layer below was not written to.
 func timed(chain []format.LayerFacts) bool {
 	for _, l := range chain {
-		if l.Role != roleTop && l.ChangedNanos == 0 {
+		if l.Role != facts.RoleTop && l.ChangedNanos == 0 {
 			return false
 		}
 	}
@@ -86,8 +83,8 @@ func compareChain(was, is []format.LayerFacts) (Reason, string) {
 			return ReasonChainChanged, fmt.Sprintf("%s %s: role, format, header or backing name is not what the base found", n.Role, n.Path)
 		}
 		switch n.Role {
-		case roleTop:
-		case roleData:
+		case facts.RoleTop:
+		case facts.RoleData:
 			if w.Device != n.Device || w.Inode != n.Inode {
 				return ReasonDataFile, n.Path + " is another file"
 			}

@@ -46,7 +46,11 @@ func (e *BusyError) Is(target error) bool { return target == ErrBusy }
 // earlier run of this machine with this state directory is dead. unlock may be
 // called more than once.
 func (m *Machine) Lock(now time.Time) (unlock func(), err error) {
-	path := m.base + lockSuffix
+	return LockFile(m.base+lockSuffix, now)
+}
+
+// LockFile takes a lock that is a file, made when it is not there, in the same way.
+func LockFile(path string, now time.Time) (unlock func(), err error) {
 	if err := makeFolder(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("lock machine: %w", err)
 	}

@@ -21,7 +21,7 @@ const module = "github.com/qbackup/qbackup/"
 var floors = map[string]int{
 	"internal/cache": -2, "internal/extent": -2, "internal/ident": -2, "internal/iszero": -2,
 
-	"internal/qcow2": 0, "internal/store": 0,
+	"internal/qcow2": 0, "internal/nbd": 0, "internal/qmp": 0, "internal/store": 0,
 	"internal/store/dir": 0, "internal/store/s3": 0, "internal/store/mem": 0, "internal/store/retry": 0,
 	"internal/store/limit": 0, "internal/store/observe": 0, "internal/store/fault": 0, "internal/store/probe": 0,
 	"internal/store/location": 0,
@@ -32,6 +32,7 @@ var floors = map[string]int{
 	"internal/source": 1, "internal/state": 1,
 
 	"upload": 2, "internal/restore": 2, "internal/verify": 2, "internal/source/offline": 2,
+	"internal/source/facts": 2, "internal/source/scratch": 2, "internal/source/live": 2,
 
 	"agent":       3,
 	"cmd/qbackup": 5,

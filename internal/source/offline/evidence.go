@@ -8,6 +8,7 @@ import (
 	"github.com/qbackup/qbackup/internal/qcow2"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/facts"
 )
 
 // Why bitmaps of an image cannot be believed, or made.
@@ -81,8 +82,8 @@ func (m *image) countDirty(ctx context.Context, e *source.DiskEvidence) error {
 func (m *image) facts(p print) format.ImageFacts {
 	f := format.ImageFacts{
 		Path: m.top().path, Format: "raw",
-		Device: p.files[0].stamp.id.device, Inode: p.files[0].stamp.id.inode,
-		FileBytes: p.files[0].stamp.sizeBytes,
+		Device: p.files[0].stamp.Device, Inode: p.files[0].stamp.Inode,
+		FileBytes: p.files[0].stamp.SizeBytes,
 	}
 	if m.header != nil {
 		f.Format = "qcow2"
@@ -92,7 +93,7 @@ func (m *image) facts(p print) format.ImageFacts {
 			f.GranularityBytes = newGranularityBytes
 		}
 	}
-	stamps := map[string]stamp{}
+	stamps := map[string]facts.Stamp{}
 	for _, one := range p.files {
 		stamps[one.path] = one.stamp
 	}
@@ -102,31 +103,13 @@ func (m *image) facts(p print) format.ImageFacts {
 	return f
 }
 
-func layerFacts(l qcow2.Layer, s stamp) format.LayerFacts {
-	facts := format.LayerFacts{
-		Path: l.Path, Format: l.Format, Device: s.id.device, Inode: s.id.inode, FileBytes: s.sizeBytes,
-		DiskBytes: s.sizeBytes, ModifiedNanos: s.modifiedNanos, ChangedNanos: s.changedNanos,
-	}
+func layerFacts(l qcow2.Layer, s facts.Stamp) format.LayerFacts {
+	role := facts.RoleBacking
 	switch l.Role {
 	case qcow2.Top:
-		facts.Role = roleTop
+		role = facts.RoleTop
 	case qcow2.DataFile:
-		facts.Role = roleData
-	default:
-		facts.Role = roleBacking
+		role = facts.RoleData
 	}
-	if h := l.Header; h != nil {
-		facts.DiskBytes = h.SizeBytes
-		facts.Backing = h.BackingFile
-		facts.Header = headerHash(h)
-	}
-	return facts
-}
-
-// headerHash covers the fields of a header that stay the same for the life of an
-// image, whatever guests, QEMU and we do: not sizes, places of tables, bitmaps,
-// snapshots, and bits that say in what state the image is.
-func headerHash(h *qcow2.Header) format.Hash {
-	return format.SumHash(fmt.Appendf(nil, "version %d, cluster bits %d, refcount bits %d, compression %d, data file %t %q, extended L2 %t, backing %q %q",
-		h.Version, h.ClusterBits, h.RefcountBits, h.Compression, h.ExternalData(), h.DataFile, h.ExtendedL2(), h.BackingFile, h.BackingFormat))
+	return facts.Layer(role, l.Path, l.Format, l.Header, s)
 }

@@ -6,20 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/qbackup/qbackup/internal/qcow2"
 	"github.com/qbackup/qbackup/internal/source"
-)
-
-// Roles of files, as in the chain of format.ImageFacts.
-const (
-	roleTop     = "top"
-	roleData    = "data"
-	roleBacking = "backing"
+	"github.com/qbackup/qbackup/internal/source/facts"
 )
 
 // openFlags go with every open: never through a symbolic link in the last
@@ -130,7 +123,7 @@ func openTop(open func(string, int) (*os.File, qcow2.File, error), name string, 
 	if err != nil {
 		return nil, openError(name, err)
 	}
-	out, err := newFile(roleTop, name, path, f, content)
+	out, err := newFile(facts.RoleTop, name, path, f, content)
 	if err != nil {
 		return nil, err
 	}
@@ -168,32 +161,13 @@ func openError(name string, err error) error {
 	return &source.UsableError{Path: name, Err: err, Hint: hint}
 }
 
-// stamp is what the file system says about a file without reading it. On block
-// devices the times say nothing about writing and are left out.
-type stamp struct {
-	id                          identity
-	sizeBytes                   int64
-	modifiedNanos, changedNanos int64
-}
-
-func (f *file) stamp() (stamp, error) {
-	info, err := f.os.Stat()
-	if err != nil {
-		return stamp{}, err
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return stamp{}, fmt.Errorf("%s: no times", f.path)
-	}
+// stamp is what the file system says about the file now.
+func (f *file) stamp() (facts.Stamp, error) {
 	size, err := f.io.Size()
 	if err != nil {
-		return stamp{}, err
+		return facts.Stamp{}, err
 	}
-	s := stamp{id: f.id, sizeBytes: size}
-	if !f.block {
-		s.modifiedNanos, s.changedNanos = stat.Mtim.Nano(), stat.Ctim.Nano()
-	}
-	return s, nil
+	return facts.StampOf(f.os, size)
 }
 
 // settle waits until a change of the file could no longer get the time that the
@@ -203,7 +177,7 @@ func (f *file) settle() error {
 	if err != nil || f.block {
 		return err
 	}
-	age := time.Since(time.Unix(0, max(s.modifiedNanos, s.changedNanos)))
+	age := time.Since(time.Unix(0, max(s.ModifiedNanos, s.ChangedNanos)))
 	if age < settleTime {
 		time.Sleep(settleTime)
 	}

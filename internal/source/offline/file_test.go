@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/facts"
 	"github.com/qbackup/qbackup/internal/testtool"
 )
 
@@ -94,14 +95,14 @@ func TestAFileThatWasJustWrittenIsGivenTimeToSettle(t *testing.T) {
 }
 
 func TestADifferenceSaysWhatItIs(t *testing.T) {
-	was := print{files: []filePrint{{path: "/vm/a", stamp: stamp{id: identity{1, 2}, sizeBytes: 3, modifiedNanos: 4, changedNanos: 5}}}}
+	was := print{files: []filePrint{{path: "/vm/a", stamp: facts.Stamp{Device: 1, Inode: 2, SizeBytes: 3, ModifiedNanos: 4, ChangedNanos: 5}}}}
 	for want, change := range map[string]func(*print){
 		"":                                func(*print) {},
 		"/vm/b instead of /vm/a":          func(p *print) { p.files[0].path = "/vm/b" },
-		"/vm/a is another file":           func(p *print) { p.files[0].stamp.id.inode = 9 },
-		"/vm/a has 9 bytes instead of 3":  func(p *print) { p.files[0].stamp.sizeBytes = 9 },
-		"/vm/a was modified":              func(p *print) { p.files[0].stamp.modifiedNanos++ },
-		"/vm/a was changed":               func(p *print) { p.files[0].stamp.changedNanos++ },
+		"/vm/a is another file":           func(p *print) { p.files[0].stamp.Inode = 9 },
+		"/vm/a has 9 bytes instead of 3":  func(p *print) { p.files[0].stamp.SizeBytes = 9 },
+		"/vm/a was modified":              func(p *print) { p.files[0].stamp.ModifiedNanos++ },
+		"/vm/a was changed":               func(p *print) { p.files[0].stamp.ChangedNanos++ },
 		"/vm/a has another header":        func(p *print) { p.files[0].header[0]++ },
 		"the bitmap directory was rewr":   func(p *print) { p.directory[0]++ },
 		"a bitmap table was rewritten":    func(p *print) { p.tables[0]++ },

@@ -9,6 +9,7 @@ import (
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/qcow2"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/facts"
 )
 
 // Image names one disk of a machine.
@@ -206,7 +207,7 @@ type fileUser struct {
 func (u *fileUsers) add(m *image) error {
 	for _, f := range m.files {
 		for _, other := range *u {
-			if other.id != f.id || other.role == roleBacking && f.role == roleBacking {
+			if other.id != f.id || other.role == facts.RoleBacking && f.role == facts.RoleBacking {
 				continue
 			}
 			return &source.UsableError{Path: m.spec.Path,

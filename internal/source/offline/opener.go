@@ -12,6 +12,7 @@ import (
 
 	"github.com/qbackup/qbackup/internal/qcow2"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/facts"
 )
 
 // opener opens the backing and data files of one disk, for reading, if they lie
@@ -49,9 +50,9 @@ func (o *opener) OpenLayer(r qcow2.Reference) (qcow2.File, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	role := roleBacking
+	role := facts.RoleBacking
 	if r.Role == qcow2.DataFile {
-		role = roleData
+		role = facts.RoleData
 	}
 	layer, err := newFile(role, name, path, f, qcow2.NewOSFile(f))
 	if err != nil {

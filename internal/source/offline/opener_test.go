@@ -11,6 +11,7 @@ import (
 
 	"github.com/qbackup/qbackup/internal/qcow2"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/facts"
 	"github.com/qbackup/qbackup/internal/testtool"
 )
 
@@ -206,7 +207,7 @@ func TestADataFileIsReadWatchedAndFoundByName(t *testing.T) {
 	qemuIO(t, path, "write -P 7 64k 64k")
 	m := one(path, Options{AllowDirs: []string{tr.images}})
 	e := inspectGood(t, m).Disks[0]
-	if len(e.Facts.Chain) != 2 || e.Facts.Chain[1].Role != roleData || e.Facts.Chain[1].Path != data {
+	if len(e.Facts.Chain) != 2 || e.Facts.Chain[1].Role != facts.RoleData || e.Facts.Chain[1].Path != data {
 		t.Errorf("chain %+v", e.Facts.Chain)
 	}
 	c := cutOf(t, m, 1, 0)

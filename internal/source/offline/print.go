@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/qbackup/qbackup/internal/qcow2"
+	"github.com/qbackup/qbackup/internal/source/facts"
 )
 
 // print is what must not change between two looks at a disk: file by file its
@@ -19,7 +20,7 @@ type print struct {
 
 type filePrint struct {
 	path   string
-	stamp  stamp
+	stamp  facts.Stamp
 	header [sha256.Size]byte // zero for raw files
 }
 
@@ -84,13 +85,13 @@ func (p print) difference(now print) string {
 		switch {
 		case was.path != is.path:
 			return fmt.Sprintf("%s instead of %s", is.path, was.path)
-		case was.stamp.id != is.stamp.id:
+		case was.stamp.Device != is.stamp.Device || was.stamp.Inode != is.stamp.Inode:
 			return was.path + " is another file"
-		case was.stamp.sizeBytes != is.stamp.sizeBytes:
-			return fmt.Sprintf("%s has %d bytes instead of %d", was.path, is.stamp.sizeBytes, was.stamp.sizeBytes)
-		case was.stamp.modifiedNanos != is.stamp.modifiedNanos:
+		case was.stamp.SizeBytes != is.stamp.SizeBytes:
+			return fmt.Sprintf("%s has %d bytes instead of %d", was.path, is.stamp.SizeBytes, was.stamp.SizeBytes)
+		case was.stamp.ModifiedNanos != is.stamp.ModifiedNanos:
 			return was.path + " was modified"
-		case was.stamp.changedNanos != is.stamp.changedNanos:
+		case was.stamp.ChangedNanos != is.stamp.ChangedNanos:
 			return was.path + " was changed"
 		case was.header != is.header:
 			return was.path + " has another header"
