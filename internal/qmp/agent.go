@@ -64,7 +64,11 @@ func dialAgentSocket(ctx context.Context, path string) (net.Conn, error) {
 		if !errors.Is(err, errBusy) {
 			return conn, err
 		}
-		if !pause(ctx) {
+		switch {
+		case pause(ctx):
+		case errors.Is(ctx.Err(), context.Canceled):
+			return nil, fmt.Errorf("connect to %s: %w", path, ctx.Err())
+		default:
 			return nil, fmt.Errorf("connect to %s: %w: %w, too many clients wait for it (%s)", path, ErrAgent, ctx.Err(), hintAgentNotThere)
 		}
 	}

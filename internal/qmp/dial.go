@@ -109,7 +109,7 @@ func watched(ctx context.Context, conn net.Conn, f func() error) error {
 		<-ended
 		_ = conn.SetDeadline(time.Time{})
 		if err != nil {
-			return context.Cause(ctx)
+			return ctx.Err()
 		}
 	}
 	return err
@@ -124,7 +124,7 @@ func Dial(ctx context.Context, path string, o Options) (*Monitor, error) {
 	defer cancel()
 	m, err := dialGreeted(greetCtx, path, o)
 	if err == nil {
-		if err = m.Execute(greetCtx, capabilitiesCommand, nil, nil); err != nil {
+		if err = m.negotiate(greetCtx); err != nil {
 			_ = m.Close()
 			err = fmt.Errorf("begin with %s: %w", path, err)
 		}
@@ -140,13 +140,24 @@ func Dial(ctx context.Context, path string, o Options) (*Monitor, error) {
 	return nil, err
 }
 
+// negotiate makes QEMU take commands. When its reply is there, no command of an earlier
+// client will be executed any more.
+func (m *Monitor) negotiate(ctx context.Context) error {
+	err := m.Execute(ctx, capabilitiesCommand, nil, nil)
+	var refused *Error
+	if errors.As(err, &refused) && refused.Class == ClassCommandNotFound {
+		return nil // the same command of an earlier client was executed for us
+	}
+	return err
+}
+
 // errNotGreeted: the time for the greeting is over.
 var errNotGreeted = errors.New("not greeted")
 
 // dialGreeted tries until there is a greeting or ctx ends. Who waits at a socket is
 // served when the one before goes; who finds the queue full must come again.
 func dialGreeted(ctx context.Context, path string, o Options) (*Monitor, error) {
-	for {
+	for garbled := 0; ; {
 		conn, err := dialSocket(path)
 		if err == nil {
 			var m *Monitor
@@ -155,10 +166,15 @@ func dialGreeted(ctx context.Context, path string, o Options) (*Monitor, error) 
 			}
 			_ = conn.Close()
 		}
+		if errors.Is(err, errGarbled) {
+			garbled++
+		}
 		ended := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET)
 		switch {
 		case ctx.Err() != nil:
 			return nil, errNotGreeted
+		case errors.Is(err, errGarbled) && garbled < garbledMax:
+			pause(ctx)
 		case errors.Is(err, errBusy) || ended: // QEMU may have ended: the next try says so
 			if !pause(ctx) && ended {
 				return nil, fmt.Errorf("connect to %s: %w before the greeting, again and again", path, ErrLost)
@@ -169,25 +185,35 @@ func dialGreeted(ctx context.Context, path string, o Options) (*Monitor, error) 
 	}
 }
 
-// greeted reads the greeting and makes a monitor of the connection.
+// errGarbled: what comes before the greeting is not the protocol. It may be the second
+// half of a reply to an earlier client, so it is tried again, garbledMax times in all.
+var errGarbled = errors.New("before the greeting")
+
+const garbledMax = 4
+
+// greeted reads the greeting and makes a monitor of the connection. Replies to an
+// earlier client may come before.
 func greeted(ctx context.Context, conn net.Conn, path string, o Options) (*Monitor, error) {
 	s := newStream(conn, o.MessageBytes)
-	var first message
-	err := watched(ctx, conn, func() (err error) {
-		first, err = s.next()
-		return err
+	var g *greeting
+	err := watched(ctx, conn, func() error {
+		for g == nil {
+			m, err := s.next()
+			if err != nil {
+				return err
+			}
+			g = m.Greeting
+		}
+		return nil
 	})
+	if err == nil {
+		return newMonitor(conn, s, path, g, o), nil
+	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("%w: it ends in the middle of a message", ErrProtocol)
 	}
-	if err == nil && first.Greeting == nil {
-		err = fmt.Errorf("%w: it begins without a greeting", ErrProtocol)
-	}
 	if errors.Is(err, ErrProtocol) {
-		return nil, fmt.Errorf("connect to %s: %w (%s)", path, err, hintNotTheRightKind)
+		err = fmt.Errorf("connect to %s: %w, %w (%s)", path, err, errGarbled, hintNotTheRightKind)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return newMonitor(conn, s, path, first.Greeting, o), nil
+	return nil, err
 }

@@ -14,6 +14,11 @@
 // word. Dial waits a while for the greeting, because a client that is just ending may
 // hold the monitor, and then says ErrTaken.
 //
+// What a client has sent is executed also after that client has gone, and the reply goes
+// to the next one (seen with QEMU 7.2). So ids differ between connections, replies to others are
+// skipped, and when Dial returns, all that earlier clients of this monitor had sent has
+// been executed or dropped.
+//
 // Outcomes. A call that returned nil or an *Error was answered. After any other error
 // the command may have been executed, or may be executed later (I7).
 //

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"strconv"
 	"sync"
@@ -42,10 +43,14 @@ type Monitor struct {
 	done     chan struct{} // closed when the connection is over; err is set then
 	workers  sync.WaitGroup
 
+	// session begins all our ids. QEMU executes what a client has sent also after that
+	// client has gone, and gives the replies to the next one.
+	session string
+
 	mu            sync.Mutex
 	err           error
-	last          uint64 // the newest id that was given away
-	waiting       map[uint64]*call
+	last          int // the newest number in an id
+	waiting       map[string]*call
 	subscriptions map[*Subscription]struct{}
 
 	schemaTurn chan struct{} // holds one token: who has it may use schema
@@ -54,7 +59,7 @@ type Monitor struct {
 
 // call is a command under way.
 type call struct {
-	id    uint64
+	id    string
 	line  []byte
 	reply chan message // takes one
 }
@@ -63,7 +68,7 @@ func newMonitor(conn net.Conn, s *stream, path string, g *greeting, o Options) *
 	m := &Monitor{
 		path: path, conn: conn, version: g.Version.QEMU, peer: peerOf(conn), replyFor: o.Reply,
 		outgoing: make(chan *call), done: make(chan struct{}),
-		waiting: map[uint64]*call{}, subscriptions: map[*Subscription]struct{}{},
+		session: fmt.Sprintf("qb-%016x-", rand.Uint64()), waiting: map[string]*call{}, subscriptions: map[*Subscription]struct{}{},
 		schemaTurn: make(chan struct{}, 1),
 	}
 	m.version.Package = g.Version.Package
@@ -160,7 +165,7 @@ func silent(ctx context.Context) error {
 func (m *Monitor) newCall(command string, arguments any) (*call, error) {
 	m.mu.Lock()
 	m.last++
-	c := &call{id: m.last, reply: make(chan message, 1)}
+	c := &call{id: m.session + strconv.Itoa(m.last), reply: make(chan message, 1)}
 	m.waiting[c.id] = c
 	m.mu.Unlock()
 	var err error
@@ -215,7 +220,8 @@ func ended(err error) error {
 	return fmt.Errorf("%w: %w", ErrLost, err)
 }
 
-// take hands a message to the one that waits for it.
+// take hands a message to the one that waits for it. A reply that nobody waits for came
+// late, or is for an earlier client.
 func (m *Monitor) take(got message) error {
 	if got.Event != "" {
 		m.publish(got)
@@ -224,16 +230,12 @@ func (m *Monitor) take(got message) error {
 	if got.Greeting != nil {
 		return fmt.Errorf("%w: a second greeting", ErrProtocol)
 	}
-	id, err := strconv.ParseUint(string(got.ID), 10, 64)
+	var id string
+	if json.Unmarshal(got.ID, &id) != nil {
+		return nil // not one of ours
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err != nil || id == 0 || id > m.last {
-		why := "a reply"
-		if got.Error != nil {
-			why = got.Error.Desc
-		}
-		return fmt.Errorf("%w: %s, for the id %s, which was never sent", ErrProtocol, why, shorten(got.ID))
-	}
 	if c := m.waiting[id]; c != nil {
 		delete(m.waiting, id)
 		c.reply <- got

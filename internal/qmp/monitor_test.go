@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -27,7 +28,7 @@ func TestRepliesFindTheirCallsInAnyOrder(t *testing.T) {
 		}
 		// All on one line, the newest first, with events and line ends between.
 		for i := len(asked) - 1; i >= 0; i-- {
-			p.say(`{"event": "NOISE", "timestamp": {"seconds": 1, "microseconds": 2}}{"return": %s, "id": %d}`, asked[i].Arguments, asked[i].ID)
+			p.say(`{"event": "NOISE", "timestamp": {"seconds": 1, "microseconds": 2}}{"return": %s, "id": %q}`, asked[i].Arguments, asked[i].ID)
 			if i%3 == 0 {
 				p.say("\r\n \n")
 			}
@@ -58,7 +59,7 @@ func TestARefusalIsAnErrorWithItsClass(t *testing.T) {
 		for ok := p.greet(); ok; {
 			var h heard
 			if h, ok = p.hear(); ok {
-				p.say(`{"id": %d, "error": {"class": %q, "desc": "no such thing"}}`, h.ID, h.Execute)
+				p.say(`{"id": %q, "error": {"class": %q, "desc": "no such thing"}}`, h.ID, h.Execute)
 			}
 		}
 	})
@@ -96,7 +97,7 @@ func TestALateReplyIsDropped(t *testing.T) {
 		if !ok {
 			return
 		}
-		p.say(`{"return": "late", "id": %d}{"return": "again", "id": %d}{"return": "right", "id": %d}`, late.ID, late.ID, next.ID)
+		p.say(`{"return": "late", "id": %q}{"return": "again", "id": %q}{"return": "right", "id": %q}`, late.ID, late.ID, next.ID)
 		p.untilGone()
 	})
 	m := dial(t, path, Options{})
@@ -149,14 +150,8 @@ func TestAnythingElseThanTheProtocolEndsTheConnection(t *testing.T) {
 		"nothing":               "{}\n",
 		"two at once":           `{"return": {}, "event": "X", "id": 2}`,
 		"another type":          `{"return": {}, "event": 7, "id": 2}`,
+		"no text":               `{"error": {"class": 7}, "id": 2}`,
 		"a second greeting":     testGreeting,
-		"an id never sent":      `{"return": {}, "id": 99}`,
-		"no id":                 `{"return": {}}`,
-		"id zero":               `{"return": {}, "id": 0}`,
-		"a negative id":         `{"return": {}, "id": -1}`,
-		"an id that is text":    `{"return": {}, "id": "2"}`,
-		"a huge id":             `{"return": {}, "id": 99999999999999999999}`,
-		"an error for nobody":   `{"error": {"class": "GenericError", "desc": "JSON parse error"}}`,
 		"too long":              `{"return": "` + strings.Repeat("x", 70<<10) + `", "id": 2}`,
 		"long before its end":   strings.Repeat(" ", 70<<10),
 		"nested without an end": `{"return": ` + strings.Repeat("[", 60<<10),
@@ -182,12 +177,49 @@ func TestAnythingElseThanTheProtocolEndsTheConnection(t *testing.T) {
 	}
 }
 
+func TestRepliesToOthersAreSkipped(t *testing.T) {
+	var visits atomic.Int64
+	path := serve(t, func(p *client) {
+		if visits.Add(1) == 1 {
+			p.say(`type": "str"}, {"name": "x"}]}` + "\r\n" + testGreeting) // the end of a long reply
+			p.untilGone()
+			return
+		}
+		p.say(`{"return": [1, 2], "id": 1}` + "\r\n" + `{"return": {}, "id": "qb-1"}` + "\r\n" + testGreeting + `{"return": {}, "id": "1"}`)
+		h, _ := p.hear()
+		// An earlier client's qmp_capabilities has made ours one too many.
+		p.say(`{"return": {}, "id": 7}{"error": {"class": "CommandNotFound", "desc": "already"}, "id": %q}`, h.ID)
+		h, _ = p.hear()
+		for _, id := range []string{`"x"`, "1", "99", "-1", "1.5", "null", "{}", `"` + h.ID + `0"`, `"` + strings.TrimRight(h.ID, "2") + `1"`} {
+			p.say(`{"return": "wrong", "id": %s}`, id)
+		}
+		p.say(`{"return": "wrong"}{"error": {"class": "GenericError", "desc": "JSON parse error"}}{"return": "right", "id": %q}`, h.ID)
+		p.untilGone()
+	})
+	m := dial(t, path, Options{})
+	var got string
+	if err := m.Execute(t.Context(), "query", nil, &got); err != nil || got != "right" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if n := visits.Load(); n != 2 {
+		t.Errorf("%d visits", n)
+	}
+	again, err := Dial(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+	if m.session == again.session || len(m.session) != len("qb-0123456789abcdef-") {
+		t.Errorf("ids begin with %s and %s", m.session, again.session)
+	}
+}
+
 func TestAReplyOfAnotherShapeIsAnError(t *testing.T) {
 	path := serve(t, func(p *client) {
 		for ok := p.greet(); ok; {
 			var h heard
 			if h, ok = p.hear(); ok {
-				p.say(`{"return": ["x"], "id": %d}`, h.ID)
+				p.say(`{"return": ["x"], "id": %q}`, h.ID)
 			}
 		}
 	})
@@ -206,7 +238,7 @@ func TestLongRepliesAreRead(t *testing.T) {
 	path := serve(t, func(p *client) {
 		if p.greet() {
 			h, _ := p.hear()
-			p.say(`{"return": %q, "id": %d}`, strings.Repeat("x", size), h.ID)
+			p.say(`{"return": %q, "id": %q}`, strings.Repeat("x", size), h.ID)
 			p.untilGone()
 		}
 	})
@@ -275,7 +307,7 @@ func TestThereMustBeSomebodyWhoGreets(t *testing.T) {
 		}, ErrProtocol, "QMP monitor"},
 		{"no greeting", func(t *testing.T) string {
 			return serve(t, func(p *client) { p.say(`{"return": {}}`); p.untilGone() })
-		}, ErrProtocol, "without a greeting"},
+		}, ErrTaken, "no greeting"},
 		{"half a greeting", func(t *testing.T) string {
 			return serve(t, func(p *client) { p.say("%s", testGreeting[:30]) })
 		}, ErrProtocol, "middle"},
@@ -285,8 +317,8 @@ func TestThereMustBeSomebodyWhoGreets(t *testing.T) {
 		{"a refusal after the greeting", func(t *testing.T) string {
 			return serve(t, func(p *client) {
 				p.say("%s", testGreeting)
-				p.hear()
-				p.say(`{"error": {"class": "GenericError", "desc": "no"}, "id": 1}`)
+				h, _ := p.hear()
+				p.say(`{"error": {"class": "GenericError", "desc": "no"}, "id": %q}`, h.ID)
 				p.untilGone()
 			})
 		}, nil, "qmp_capabilities: no"},
@@ -385,7 +417,7 @@ func TestEventsNeverHoldUpReplies(t *testing.T) {
 			if !ok {
 				return
 			}
-			p.say(`{"return": {}, "id": %d}`, h.ID)
+			p.say(`{"return": {}, "id": %q}`, h.ID)
 		}
 	})
 	m := dial(t, path, Options{})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,8 @@ import (
 	"github.com/qbackup/qbackup/internal/testtool"
 )
 
-// program starts a program in a new folder and waits until the sockets, named
-// relative to it, are there. kill ends it at once.
+// program starts a program in a new folder and waits until somebody listens at the
+// sockets, named relative to it. kill ends it at once.
 func program(t testing.TB, sockets []string, name string, args ...string) (dir string, kill func()) {
 	t.Helper()
 	dir = filepath.Dir(socketPath(t))
@@ -38,7 +39,8 @@ func program(t testing.TB, sockets []string, name string, args ...string) (dir s
 	for _, socket := range sockets {
 		path := filepath.Join(dir, socket)
 		for started := time.Now(); ; {
-			if _, err := os.Stat(path); err == nil {
+			if conn, err := net.Dial("unix", path); err == nil {
+				conn.Close()
 				break
 			}
 			select {
@@ -258,30 +260,53 @@ func TestWhatQEMUCanDo(t *testing.T) {
 	}
 }
 
+// Clients leave with commands under way, which QEMU executes later, and answers to the
+// next client.
 func TestManyClientsComeAndGo(t *testing.T) {
-	dir, _ := storageDaemon(t)
-	random := rand.New(rand.NewPCG(3, 1))
-	for n := range testtool.Count(60, 1000) {
-		m, err := Dial(t.Context(), filepath.Join(dir, "a"), Options{})
-		if err != nil {
-			t.Fatalf("client %d: %v", n, err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.IntN(2000))*time.Microsecond)
-		var all sync.WaitGroup
-		for i := range 4 {
-			all.Go(func() {
-				arguments := map[string]any{"driver": "null-co", "node-name": fmt.Sprintf("x%d-%d", n, i)}
-				err := m.Execute(ctx, "blockdev-add", arguments, nil)
-				if err != nil && !errors.Is(err, ErrSilent) && !errors.Is(err, ErrLost) {
-					t.Error(err)
-				}
-			})
-		}
-		if n%2 == 0 {
-			all.Wait()
-		}
-		m.Close()
-		all.Wait()
-		cancel()
+	for _, name := range []string{"qemu-storage-daemon", "qemu-system-x86_64"} {
+		t.Run(name, func(t *testing.T) {
+			var dir string
+			if name == "qemu-storage-daemon" {
+				dir, _ = storageDaemon(t)
+			} else {
+				dir, _ = qemu(t, "-machine", "none")
+			}
+			random := rand.New(rand.NewPCG(3, 1))
+			for n := range testtool.Count(60, 1000) {
+				comeAndGo(t, filepath.Join(dir, "a"), n, random)
+			}
+		})
 	}
+}
+
+func comeAndGo(t *testing.T, path string, n int, random *rand.Rand) {
+	t.Helper()
+	m, err := Dial(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatalf("client %d: %v", n, err)
+	}
+	var version struct{ QEMU Version }
+	if err := m.Execute(t.Context(), "query-version", nil, &version); err != nil || version.QEMU.Major < 4 {
+		t.Errorf("client %d: %v, %v", n, version, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.IntN(4000))*time.Microsecond)
+	defer cancel()
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			arguments := map[string]any{"driver": "null-co", "node-name": fmt.Sprintf("x%d-%d", n, i)}
+			err := m.Execute(ctx, "blockdev-add", arguments, nil)
+			if err == nil {
+				_, err = m.Schema(ctx)
+			}
+			if err != nil && !errors.Is(err, ErrSilent) && !errors.Is(err, ErrLost) && !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		})
+	}
+	if n%2 == 0 {
+		all.Wait()
+	}
+	m.Close()
+	all.Wait()
 }
