@@ -8,9 +8,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Version is what QEMU says of itself when it greets. What QEMU can do is asked of
@@ -61,6 +64,7 @@ type Monitor struct {
 type call struct {
 	id    string
 	line  []byte
+	file  *os.File     // goes with the line; nil: none
 	reply chan message // takes one
 }
 
@@ -83,6 +87,10 @@ func (m *Monitor) Version() Version { return m.version }
 // PeerUID is the user that QEMU opens files as, -1 when that is not known. Where
 // another program made the socket and handed it to QEMU, it is that program's user.
 func (m *Monitor) PeerUID() int { return m.peer.uid() }
+
+// PeerPID is the process that listens at the monitor's socket, 0 when that is not
+// known.
+func (m *Monitor) PeerPID() int { return m.peer.pid() }
 
 // Lost is closed when the connection is over; Err says why.
 func (m *Monitor) Lost() <-chan struct{} { return m.done }
@@ -108,9 +116,25 @@ func (m *Monitor) Close() error {
 // will be executed: that of ctx, ErrSilent, ErrLost. A reply that comes later than
 // that is dropped.
 func (m *Monitor) Execute(ctx context.Context, command string, arguments, result any) error {
+	return m.execute(ctx, nil, command, arguments, result)
+}
+
+// PassFile gives QEMU a descriptor of its own of an open file, under a name by which
+// commands can use it. QEMU keeps it, also when the monitor closes, until it is told
+// otherwise (CloseFile). A name that QEMU knows gets the new file.
+func (m *Monitor) PassFile(ctx context.Context, name string, f *os.File) error {
+	return m.execute(ctx, f, "getfd", map[string]string{"fdname": name}, nil)
+}
+
+// CloseFile makes QEMU close what PassFile gave it.
+func (m *Monitor) CloseFile(ctx context.Context, name string) error {
+	return m.Execute(ctx, "closefd", map[string]string{"fdname": name}, nil)
+}
+
+func (m *Monitor) execute(ctx context.Context, file *os.File, command string, arguments, result any) error {
 	ctx, cancel := context.WithTimeout(ctx, m.replyFor)
 	defer cancel()
-	reply, err := m.exchange(ctx, command, arguments)
+	reply, err := m.exchange(ctx, file, command, arguments)
 	if err != nil {
 		return fmt.Errorf("ask QEMU for %s: %w", command, err)
 	}
@@ -126,11 +150,12 @@ func (m *Monitor) Execute(ctx context.Context, command string, arguments, result
 	return nil
 }
 
-func (m *Monitor) exchange(ctx context.Context, command string, arguments any) (message, error) {
+func (m *Monitor) exchange(ctx context.Context, file *os.File, command string, arguments any) (message, error) {
 	c, err := m.newCall(command, arguments)
 	if err != nil {
 		return message{}, err
 	}
+	c.file = file
 	defer m.forget(c)
 	select {
 	case m.outgoing <- c:
@@ -189,7 +214,7 @@ func (m *Monitor) write() {
 	for {
 		select {
 		case c := <-m.outgoing:
-			if _, err := m.conn.Write(c.line); err != nil {
+			if err := c.send(m.conn); err != nil {
 				m.fail(fmt.Errorf("%w: write to QEMU: %w", ErrLost, err))
 				return
 			}
@@ -197,6 +222,29 @@ func (m *Monitor) write() {
 			return
 		}
 	}
+}
+
+// send writes the line. A file goes with its first bytes.
+func (c *call) send(conn net.Conn) error {
+	if c.file == nil {
+		_, err := conn.Write(c.line)
+		return err
+	}
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("no file can be sent to a monitor that is no unix socket")
+	}
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	n := 0
+	failed := raw.Control(func(fd uintptr) { n, _, err = u.WriteMsgUnix(c.line, unix.UnixRights(int(fd)), nil) })
+	if err = errors.Join(failed, err); err != nil {
+		return err
+	}
+	_, err = conn.Write(c.line[n:])
+	return err
 }
 
 // read takes what QEMU sends, and never waits for anybody but QEMU.

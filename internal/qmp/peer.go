@@ -49,6 +49,13 @@ func (p peer) uid() int {
 	return int(p.cred.Uid)
 }
 
+func (p peer) pid() int {
+	if p.cred == nil {
+		return 0
+	}
+	return int(p.cred.Pid)
+}
+
 // fileSystemUID finds the user whose rights count when a process opens files: the last
 // of the four on the line "Uid:" of its status.
 func fileSystemUID(status string) (int, bool) {
