@@ -3,7 +3,9 @@ package scratch
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
@@ -67,9 +69,44 @@ func (s *Space) Room() (int64, error) {
 	return int64(stat.Bavail)*int64(stat.Bsize) - s.floorBytes, nil
 }
 
-// Nearly tells whether it is time to give up: what is left above the floor is a
-// quarter of the floor or less.
+// Nearly tells whether it is time to give up because of what is left: a quarter of
+// the floor or less.
 func (s *Space) Nearly(room int64) bool { return room <= s.floorBytes/4 }
+
+// Meter looks at a space again and again. It is used from one goroutine.
+type Meter struct {
+	space *Space
+	room  int64
+	at    time.Time
+	rate  float64 // bytes a second that were used lately
+}
+
+// horizon is how far the meter looks ahead: giving up takes its time, and the guest
+// goes on writing meanwhile. The rate of a moment counts less after rateHalfLife.
+const (
+	horizon      = 500 * time.Millisecond
+	rateHalfLife = 200 * time.Millisecond
+)
+
+// NewMeter starts to look.
+func (s *Space) NewMeter(now time.Time) (*Meter, error) {
+	room, err := s.Room()
+	return &Meter{space: s, room: room, at: now}, err
+}
+
+// Look says how much room there is, and whether it will do: also for as long as it
+// takes to give up, should the guest go on like this.
+func (m *Meter) Look(now time.Time) (room int64, enough bool, err error) {
+	if room, err = m.space.Room(); err != nil {
+		return 0, false, err
+	}
+	if passed := now.Sub(m.at); passed > 0 {
+		m.rate *= math.Exp2(-float64(passed) / float64(rateHalfLife))
+		m.rate = max(m.rate, float64(m.room-room)/passed.Seconds())
+	}
+	m.room, m.at = room, now
+	return room, !m.space.Nearly(room - int64(m.rate*horizon.Seconds())), nil
+}
 
 // Full is the error for that.
 func (s *Space) Full(room int64) error {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +56,51 @@ func TestTheRoomEndsAboveTheFloor(t *testing.T) {
 	}
 }
 
+func TestAMeterGivesUpInTime(t *testing.T) {
+	s, err := Open(small(t), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(1000, 0)
+	m, err := s.NewMeter(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(s.Dir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// use lets the guest use some space in some time.
+	use := func(bytes int64, in time.Duration) bool {
+		t.Helper()
+		if _, err := f.Write(make([]byte, bytes)); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(in)
+		_, enough, err := m.Look(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return enough
+	}
+	if !use(0, 10*time.Millisecond) || !use(4<<20, time.Second) {
+		t.Error("32 MiB of room, and 4 MiB used in a second: it gives up")
+	}
+	if use(1<<20, 10*time.Millisecond) {
+		t.Error("27 MiB of room, and 100 MiB used in a second: it goes on")
+	}
+	if use(0, 10*time.Millisecond) {
+		t.Error("a moment without writes is no reason to go on")
+	}
+	if !use(0, 2*time.Second) {
+		t.Error("it never forgets")
+	}
+	if use(20<<20, time.Hour) {
+		t.Error("7 MiB of room: it goes on")
+	}
+}
+
 func TestAFolderThatCannotBeMadeIsSaid(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "f")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -64,6 +110,12 @@ func TestAFolderThatCannotBeMadeIsSaid(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	s := &Space{dir: filepath.Join(file, "none")}
+	if _, err := s.NewMeter(time.Now()); err == nil {
+		t.Error("a folder that is not there is looked at")
+	}
+	if _, _, err := (&Meter{space: s}).Look(time.Now()); err == nil {
+		t.Error("a folder that is gone has room")
+	}
 	if _, err := s.Room(); err == nil {
 		t.Error("a folder that is not there has room")
 	}
