@@ -141,6 +141,9 @@ const (
 	// rewriteAfter is the number of runs after which a map is written anew, so
 	// that no point depends on many.
 	rewriteAfter = 64
+	// liveWorkers is how many windows of a running machine are read at once: they
+	// wait for its QEMU, one small request after the other.
+	liveWorkers = 8
 	// attemptsMax bounds how often one call starts over with what it learned.
 	attemptsMax = 8
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -129,7 +130,7 @@ func (b *backup) upload(ctx context.Context, r *run, cut source.Cut, p *plan) (*
 	}
 
 	err = b.renewing(ctx, r, func(ctx context.Context) error {
-		if err := upload.Run(ctx, jobs, r, b.uploadOptions(r)); err != nil {
+		if err := upload.Run(ctx, jobs, r, b.uploadOptions(r, p)); err != nil {
 			return fmt.Errorf("upload: %w", err)
 		}
 		for _, m := range maps {
@@ -145,11 +146,15 @@ func (b *backup) upload(ctx context.Context, r *run, cut source.Cut, p *plan) (*
 	return b.seal(ctx, r, cut, p, maps)
 }
 
-func (b *backup) uploadOptions(r *run) upload.Options {
+func (b *backup) uploadOptions(r *run, p *plan) upload.Options {
+	workers := b.o.Workers
+	if workers == 0 && p.qemu != "" {
+		workers = max(liveWorkers, runtime.GOMAXPROCS(0))
+	}
 	return upload.Options{
 		Codec: b.job.Repository.Codec(), Hasher: b.job.Repository.Hasher(),
 		Pack:   format.PackHeader{Repository: b.job.Repository.ID(), MachineID: b.machine.ID, Run: r.id},
-		Random: b.o.Random, Workers: b.o.Workers, MemoryBytes: b.o.MemoryBytes,
+		Random: b.o.Random, Workers: workers, MemoryBytes: b.o.MemoryBytes,
 	}
 }
 

@@ -52,6 +52,33 @@ func CacheDir(flag string, env Environment) (string, error) {
 	return fallback(env, "/var/cache", "XDG_CACHE_HOME", ".cache", "--state-dir or CACHE_DIRECTORY")
 }
 
+// RuntimeDir returns the directory for sockets: systemd's RUNTIME_DIRECTORY, else
+// the folder "run" of a state directory that was chosen by flag or
+// QBACKUP_STATE_DIR, else /run/qbackup for root, $XDG_RUNTIME_DIR/qbackup for
+// others, and at last a folder of the user's in the one for temporary files.
+func RuntimeDir(flag string, env Environment) (string, error) {
+	if dir := firstPath(env.Get("RUNTIME_DIRECTORY")); dir != "" {
+		return absolute(dir)
+	}
+	if dir := chosen(flag, env); dir != "" {
+		return absolute(filepath.Join(dir, runtimeFolder))
+	}
+	if env.Root {
+		return "/run/qbackup", nil
+	}
+	if dir := env.Get("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "qbackup"), nil
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("qbackup-%d", os.Geteuid())), nil
+}
+
+// ScratchDir returns the directory for what QEMU keeps while a running machine is
+// backed up: a folder of the state directory, on the host's own disk.
+func ScratchDir(flag string, env Environment) (string, error) {
+	dir, err := Dir(flag, env)
+	return filepath.Join(dir, scratchFolder), err
+}
+
 func chosen(flag string, env Environment) string {
 	if flag != "" {
 		return flag

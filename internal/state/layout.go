@@ -9,6 +9,8 @@ import "time"
 //	repositories/<repository>/machines/<machine>.json
 //	repositories/<repository>/machines/<machine>.lock
 //	cache/                                              only when asked for
+//	run/                                                only when asked for
+//	scratch/                                            what QEMU keeps while a running machine is backed up
 const (
 	repositoriesFolder = "repositories"
 	machinesFolder     = "machines"
@@ -16,6 +18,8 @@ const (
 	journalSuffix      = ".json"
 	lockSuffix         = ".lock"
 	cacheFolder        = "cache"
+	runtimeFolder      = "run"
+	scratchFolder      = "scratch"
 
 	folderMode = 0o700
 	fileMode   = 0o600

@@ -1,0 +1,231 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/nbd"
+	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/scratch"
+)
+
+// Freeze sets the point in time of all disks that bases names, in one transaction,
+// and makes them readable. Before, it takes down what an earlier run left.
+func (m *Machine) Freeze(ctx context.Context, run ident.RunID, bases []source.Base) (source.Cut, error) {
+	if run.IsZero() {
+		return nil, errors.New("freeze: a run without id")
+	}
+	s, err := m.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &cut{session: s, run: run}
+	if err := c.begin(ctx, m, bases); err != nil {
+		err = s.explain(err)
+		return nil, errors.Join(err, c.Abort(ctx))
+	}
+	c.watch = startWatch(c)
+	return c, nil
+}
+
+func (c *cut) begin(ctx context.Context, m *Machine, bases []source.Base) error {
+	s := c.session
+	if err := s.lock(ctx, lockTime); err != nil {
+		return err
+	}
+	if err := s.checkEnds(ctx); err != nil {
+		return err
+	}
+	if err := s.recover(ctx); err != nil {
+		return fmt.Errorf("take down what an earlier run left: %w", err)
+	}
+	for _, dir := range []string{m.options.ScratchDir, m.options.RuntimeDir} {
+		if err := removeStale(dir, m.options.Family); err != nil {
+			return err
+		}
+	}
+	if err := c.choose(ctx, m, bases); err != nil {
+		return err
+	}
+	var err error
+	if c.space, err = scratch.Open(m.options.ScratchDir, m.options.ScratchFloorBytes); err != nil {
+		return err
+	}
+	if err := c.prepare(ctx, m.options.Family); err != nil {
+		return fmt.Errorf("prepare the scratch images: %w", err)
+	}
+	if err := c.instant(ctx, m.options); err != nil {
+		return err
+	}
+	if err := c.export(ctx, m.options); err != nil {
+		return fmt.Errorf("export the disks: %w", err)
+	}
+	return c.connect(ctx)
+}
+
+// choose makes the disks of the cut, which must be as they were inspected.
+func (c *cut) choose(ctx context.Context, m *Machine, bases []source.Base) error {
+	now, err := c.session.survey(ctx, m.options)
+	if err != nil {
+		return err
+	}
+	for i, base := range bases {
+		was, ok := m.seen[base.Disk]
+		if !ok {
+			return fmt.Errorf("freeze disk %s: the disk was not inspected, or cannot be used", base.Disk)
+		}
+		at := slices.IndexFunc(now, func(f found) bool { return f.evidence.Name == base.Disk })
+		what := "the machine has it no longer"
+		if at >= 0 {
+			what = was.difference(now[at])
+		}
+		if what != "" {
+			return &source.UsableError{Path: was.evidence.Path, Err: fmt.Errorf("%w: %s", source.ErrChanged, what), Hint: "run the backup again"}
+		}
+		d := newDisk(c, i, now[at], base)
+		if !base.Run.IsZero() && !slices.ContainsFunc(d.found.mergeable, d.continues) {
+			return &source.UsableError{Path: d.found.evidence.Path, Err: fmt.Errorf("no usable bitmap of family %s continues run %s", base.Family, base.Run)}
+		}
+		c.disks = append(c.disks, d)
+	}
+	return nil
+}
+
+// continues tells whether a bitmap's name speaks of the base.
+func (d *disk) continues(bitmap string) bool {
+	name, ok := ident.ParseBitmapName(bitmap)
+	return ok && name.Stamp == d.base.Run
+}
+
+// instant is the point in time. The guest's file systems are frozen for nothing but
+// the transaction.
+func (c *cut) instant(ctx context.Context, o Options) error {
+	frozen := false
+	if o.Freezer != nil {
+		err := o.Freezer.Freeze(ctx)
+		frozen = err == nil
+		if err != nil && (o.FreezeRequired || ctx.Err() != nil) {
+			return fmt.Errorf("freeze the guest's file systems: %w", err)
+		}
+		if err != nil {
+			note(o, fmt.Sprintf("the guest's file systems are not frozen, the point is what a power cut leaves: %v", err))
+		}
+	}
+	err := c.session.transaction(ctx, c.actions())
+	// From here on QEMU may hold the cut, whatever it said.
+	c.begun = true
+	if frozen {
+		how, thawErr := o.Freezer.Thaw(context.WithoutCancel(ctx))
+		if thawErr != nil {
+			return errors.Join(err, fmt.Errorf("thaw the guest's file systems: %w", thawErr))
+		}
+		c.freezeSeconds, c.frozen = how.Seconds, how.Broken == ""
+		if how.Broken != "" && o.FreezeRequired {
+			return errors.Join(err, fmt.Errorf("freeze the guest's file systems: %s", how.Broken))
+		}
+		if how.Broken != "" {
+			note(o, "the guest's file systems did not stay frozen, the point is what a power cut leaves: "+how.Broken)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("set the point in time: %w", err)
+	}
+	return nil
+}
+
+func note(o Options, text string) {
+	if o.Note != nil {
+		o.Note(text)
+	}
+}
+
+// actions are the transaction: for each disk, and in this order, the new bitmap, the
+// place for the frozen bits, the point in time, and the bits.
+func (c *cut) actions() []action {
+	var list []action
+	for _, d := range c.disks {
+		if d.records() {
+			list = append(list, addBitmap(d.found.node, d.newBitmap()))
+		}
+		if d.incremental() {
+			list = append(list, addFrozen(d.name(scratchNode), d.granularity()))
+		}
+		list = append(list, backup(d.found.node, d.name(scratchNode), d.name(jobPrefix)))
+		if d.incremental() {
+			list = append(list, mergeBitmaps(d.name(scratchNode), frozenName, d.found.node, d.found.mergeable))
+		}
+	}
+	return list
+}
+
+// export lets QEMU serve the disks as they were. A QEMU has one NBD server.
+func (c *cut) export(ctx context.Context, o Options) error {
+	s := c.session
+	var err error
+	if c.socket, err = newSocketFolder(o.RuntimeDir, o.Family, s.monitor.PeerUID()); err != nil {
+		return err
+	}
+	start := args{"addr": args{"type": "unix", "data": args{"path": c.socket.path}}}
+	if s.features.maxConnections {
+		start["max-connections"] = connectionsPerDisk * len(c.disks)
+	}
+	if err := s.do(ctx, "nbd-server-start", start, nil); err != nil {
+		return &source.UsableError{Path: s.path, Err: fmt.Errorf("start QEMU's NBD server: %w", err),
+			Hint: "a QEMU has one; if it is in use by a migration or another program, wait until that is done"}
+	}
+	c.serving = true
+	for _, d := range c.disks {
+		if err := s.exportDisk(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) exportDisk(ctx context.Context, d *disk) error {
+	name := d.name(exportName)
+	if !s.features.blockExports {
+		a := args{"device": d.name(scratchNode), "name": name}
+		if d.incremental() {
+			a["bitmap"] = frozenName
+		}
+		return s.do(ctx, "nbd-server-add", a, nil)
+	}
+	a := args{"type": "nbd", "id": name, "node-name": d.name(scratchNode), "name": name}
+	if d.incremental() {
+		a["bitmaps"] = []string{frozenName}
+	}
+	return s.do(ctx, "block-export-add", a, nil)
+}
+
+// connect opens the exports.
+func (c *cut) connect(ctx context.Context) error {
+	for _, d := range c.disks {
+		contexts := []string{nbd.Allocation}
+		if d.incremental() {
+			contexts = append(contexts, nbd.DirtyBitmap(frozenName))
+		}
+		o := nbd.Options{Export: d.name(exportName), Contexts: contexts, Connections: connectionsPerDisk, Whole: true}
+		if c.session.features.passFile {
+			o.Keep = func(conn net.Conn) error { return c.session.ends.keep(ctx, conn) }
+		}
+		client, err := nbd.Dial(ctx, nbd.Address{Network: "unix", Address: c.socket.path}, o)
+		if err != nil {
+			return fmt.Errorf("connect to disk %s: %w", d.Name(), err)
+		}
+		d.client = client
+		if client.Size() != d.Size() {
+			return fmt.Errorf("connect to disk %s: the export has %d bytes, the disk %d", d.Name(), client.Size(), d.Size())
+		}
+	}
+	for _, d := range c.disks {
+		if err := d.count(ctx); err != nil {
+			return fmt.Errorf("count what is dirty on disk %s: %w", d.Name(), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,57 @@
+package live
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Names of what we make in a QEMU. QEMU allows letters, digits, '-', '.' and '_',
+// and 31 bytes for a node.
+const (
+	namePrefix  = "qb1-"
+	frozenName  = namePrefix + "cut" // the frozen bits, on the scratch node
+	scratchNode = namePrefix + "scratch-"
+	fileNode    = namePrefix + "file-"
+	jobPrefix   = namePrefix + "job-"
+	exportName  = namePrefix + "disk-"
+	endName     = namePrefix + "end-" // of a descriptor
+)
+
+// ours tells whether a name is one that we gave.
+func ours(name string) bool { return strings.HasPrefix(name, namePrefix) }
+
+func numbered(prefix string, i int) string { return fmt.Sprintf("%s%d", prefix, i) }
+
+const (
+	// newGranularityBytes is the granularity of the bitmaps that are made here: one
+	// bit for one block of the repository's default size.
+	newGranularityBytes = 64 << 10
+	// connectionsPerDisk to QEMU's NBD server, which answers one connection from one
+	// thread.
+	connectionsPerDisk = 4
+
+	// watchInterval is how often the scratch space is looked at.
+	watchInterval = 10 * time.Millisecond
+	// jobInterval is how often the jobs are looked at.
+	jobInterval = time.Second
+
+	// commandTime bounds one QMP command, teardownTime everything that a cut does
+	// at its end, and lockTime how long another run's cleaning up is waited for.
+	commandTime  = 30 * time.Second
+	teardownTime = 2 * time.Minute
+	lockTime     = 15 * time.Second
+	pollPause    = 5 * time.Millisecond
+	pollPauseMax = 100 * time.Millisecond
+
+	// windowBytes and windowExtents bound the ranges for which QEMU is asked at once
+	// where a disk is zero.
+	windowBytes   = 2 << 30
+	windowExtents = 4096
+
+	// knownExtents is how many extents of a disk are remembered, 24 bytes each.
+	knownExtents = 1 << 16
+
+	// socketPathMax is the longest path of a Unix socket.
+	socketPathMax = 107
+)

@@ -1,0 +1,141 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/qbackup/qbackup/internal/qmp"
+	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/state"
+)
+
+// session is one connection to a QEMU.
+type session struct {
+	path     string
+	monitor  *qmp.Monitor
+	features features
+	unlock   func() // nil: not locked
+	ends     ends
+}
+
+// qemu is what is known of the process behind a monitor.
+type qemu struct {
+	pid      int
+	version  qmp.Version
+	features features
+}
+
+// open connects to a monitor, and learns what its QEMU can do, unless that is known.
+func open(ctx context.Context, path string, known *qemu) (*session, error) {
+	monitor, err := qmp.Dial(ctx, path, qmp.Options{})
+	if err != nil {
+		return nil, monitorError(ctx, path, err)
+	}
+	s := &session{path: path, monitor: monitor}
+	s.ends.session = s
+	now := qemu{pid: monitor.PeerPID(), version: monitor.Version(), features: known.features}
+	if now != *known || now.pid == 0 {
+		if now.features, err = learnFeatures(ctx, monitor); err != nil {
+			s.close()
+			return nil, monitorError(ctx, path, err)
+		}
+		*known = now
+	}
+	s.features = now.features
+	return s, nil
+}
+
+// monitorError says why QEMU cannot be asked, and what to do.
+func monitorError(ctx context.Context, path string, err error) error {
+	if stop := ctx.Err(); stop != nil {
+		return stop
+	}
+	hint := ""
+	switch {
+	case errors.Is(err, source.ErrUnusable):
+		return err
+	case errors.Is(err, qmp.ErrNobody):
+		hint = "a machine that is off is backed up from its images: qbackup backup IMAGE..."
+	}
+	return &source.UsableError{Path: path, Err: fmt.Errorf("%w: %w", source.ErrMonitor, err), Hint: hint}
+}
+
+// explain puts the end of a QEMU before what it made fail.
+func (s *session) explain(err error) error {
+	if errors.Is(err, source.ErrUnusable) || !errors.Is(err, qmp.ErrLost) {
+		return err
+	}
+	return s.gone(err)
+}
+
+// gone is the error for a QEMU that ended, or let go of the disks, while it was
+// needed.
+func (s *session) gone(err error) error {
+	return &source.UsableError{Path: s.path, Err: fmt.Errorf("%w while it was backed up: %w", source.ErrGone, err),
+		Hint: "nothing was published; back it up again, from its images if it is off now"}
+}
+
+// close ends the connection and gives the machine up.
+func (s *session) close() {
+	_ = s.monitor.Close()
+	if s.unlock != nil {
+		s.unlock()
+	}
+}
+
+// lock makes sure that what an earlier run left in this QEMU is nobody's. The lock
+// is an abstract socket, which ends with whoever has it, in whatever way. A run that
+// died may still be cleaned up after, by its guard, so it is waited for a little.
+func (s *session) lock(ctx context.Context, wait time.Duration) error {
+	name := fmt.Sprintf("@qbackup/qemu/%d", s.monitor.PeerPID())
+	deadline := time.Now().Add(wait)
+	for {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
+		if err == nil {
+			s.unlock = func() { _ = l.Close() }
+			return nil
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("lock QEMU process %d: %w", s.monitor.PeerPID(), err)
+		}
+		if time.Now().After(deadline) {
+			return &state.BusyError{Path: fmt.Sprintf("QEMU process %d", s.monitor.PeerPID())}
+		}
+		if err := pause(ctx, pollPauseMax); err != nil {
+			return err
+		}
+	}
+}
+
+// do runs one command. result may be nil.
+func (s *session) do(ctx context.Context, command string, arguments, result any) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	return s.monitor.Execute(ctx, command, arguments, result)
+}
+
+// pause waits, or ends with ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// until asks again and again until done says so.
+func until(ctx context.Context, done func() (bool, error)) error {
+	for wait := pollPause; ; wait = min(2*wait, pollPauseMax) {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		if err := pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
