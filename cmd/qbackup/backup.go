@@ -4,68 +4,68 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo"
-	"github.com/qbackup/qbackup/internal/source"
-	"github.com/qbackup/qbackup/internal/source/offline"
 )
 
 // backupFlags are what a backup can be told.
 type backupFlags struct {
-	machine   string
-	rescan    bool
-	hold      bool
-	adopt     bool
-	allowDirs []string
-	dryRun    bool
+	machine machineFlags
+	rescan  bool
+	adopt   bool
+	dryRun  bool
 }
 
 func (p *program) backupCommand() *cobra.Command {
 	var f backupFlags
 	c := &cobra.Command{
 		Use:   "backup [flags] [NAME=]IMAGE...",
-		Short: "Make a restore point of the images of a machine that is off",
-		Long: `Make a restore point of one machine: all its images together, at one instant. Only what the bitmaps call dirty is
+		Short: "Make a restore point of a machine, running or off",
+		Long: `Make a restore point of one machine: all its disks together, at one instant. Only what the bitmaps call dirty is
 read; the first run, and every run that cannot trust a bitmap, reads everything and says why. When the point is durable the
 bitmaps are emptied.
 
-An image is a qcow2 file, or with raw:IMAGE a raw one. NAME= names the disk; otherwise it is called after its file. A
-machine that starts while its images are read ends the run; nothing is published and nothing lost.
+A machine that is off is given by its images. An image is a qcow2 file, or with raw:IMAGE a raw one. NAME= names the disk; otherwise
+it is called after its file. A machine that starts while its images are read ends the run; nothing is published and nothing lost.
+
+A machine that runs is given by the QMP socket of its QEMU with --qmp. All disks that the guest may write to are taken, or those
+whose images are named. With images named, a machine whose socket nobody answers is backed up from them, so that one command line does
+for a machine that is sometimes off. The guest goes on; what it overwrites meanwhile is kept in --scratch-dir until the backup ends.
 
 The line of a disk says: what was dirty (everything, where no bitmap is used), what of it was read because the image holds data
 there, what is zero, what was read and equals the point before, and what was stored, compressed.`,
 		Example: `  qbackup backup /var/lib/libvirt/images/web1.qcow2
   qbackup backup --machine db root=/vm/db-root.qcow2 data=/vm/db-data.qcow2
+  qbackup backup --qmp /run/vm/web1.qmp --machine web1
+  qbackup backup --qmp /run/vm/db.qmp --machine db root=/vm/db-root.qcow2 data=/vm/db-data.qcow2
   qbackup backup --allow-dir /vm/templates /vm/clone.qcow2
   qbackup backup --hold raw:/dev/vg0/mail`,
-		Args: arguments(cobra.MinimumNArgs(1)),
+		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error { return p.backup(c.Context(), f, args) },
 	}
+	f.machine.add(c)
 	flags := c.Flags()
-	flags.StringVar(&f.machine, "machine", "", "name of the machine; default: the file name of a single image")
 	flags.BoolVar(&f.rescan, "rescan", false, "read everything, whatever the bitmaps say, and store what differs")
-	flags.BoolVar(&f.hold, "hold", false, "keep the machine from starting for the whole run, not only its last moment")
 	flags.BoolVar(&f.adopt, "adopt", false, "take over a machine name although nothing shows that these are its disks")
-	flags.StringArrayVar(&f.allowDirs, "allow-dir", nil, "folder in which an image's backing and data files may lie (repeatable)")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "say what would be read, and write nothing anywhere")
 	return c
 }
 
-func (p *program) backup(ctx context.Context, f backupFlags, args []string) error {
-	images, err := parseImages(args)
+func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err error) {
+	if !f.dryRun {
+		if err := p.thaw(ctx, false); err != nil {
+			p.warn("%v", err)
+		}
+	}
+	m, err := p.chooseMachine(ctx, f.machine, args)
 	if err != nil {
 		return err
 	}
-	machine, err := machineName(f.machine, images)
-	if err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, m.close()) }()
 	openCache := p.openCache
 	if f.dryRun {
 		openCache = noCache
@@ -84,10 +84,7 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) erro
 		}
 	}
 	job := agent.Job{
-		Machine: machine, Repository: repository, State: local.Repository(repository.ID()),
-		Open: func(family ident.FamilyID) source.Machine {
-			return offline.New(images, offline.Options{Family: family, AllowDirs: f.allowDirs, Hold: f.hold})
-		},
+		Machine: m.name, Repository: repository, State: local.Repository(repository.ID()), Open: m.open,
 		Rescan: f.rescan, Adopt: f.adopt, DryRun: f.dryRun,
 	}
 	stats := new(agent.Stats)
@@ -101,55 +98,6 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) erro
 		err = reportErr
 	}
 	return err
-}
-
-// parseImages reads [NAME=][raw:]IMAGE. A name is asked for where two files are called the same.
-func parseImages(args []string) ([]offline.Image, error) {
-	var images []offline.Image
-	seen := map[string]bool{}
-	for _, arg := range args {
-		name, path, named := strings.Cut(arg, "=")
-		if !named || strings.Contains(name, "/") {
-			named, path = false, arg
-		}
-		var image offline.Image
-		image.Path, image.Raw = strings.CutPrefix(path, "raw:")
-		if image.Path == "" {
-			return nil, usagef("%q names no image", arg)
-		}
-		if image.Name = name; !named {
-			image.Name = stem(image.Path)
-		}
-		if err := ident.CheckDiskName(image.Name); err != nil {
-			return nil, usagef("%v; give the disk a name: NAME=%s", err, path)
-		}
-		if seen[image.Name] {
-			return nil, usagef("two disks are called %s; name them: NAME=IMAGE", image.Name)
-		}
-		seen[image.Name] = true
-		images = append(images, image)
-	}
-	return images, nil
-}
-
-// stem is the name of a file without folder and last ending.
-func stem(path string) string {
-	base := filepath.Base(path)
-	return strings.TrimSuffix(base, filepath.Ext(base))
-}
-
-func machineName(flag string, images []offline.Image) (ident.MachineName, error) {
-	if flag == "" {
-		if len(images) != 1 {
-			return "", usagef("several images are one machine; name it with --machine")
-		}
-		flag = strings.ToLower(stem(images[0].Path))
-	}
-	name, err := ident.ParseMachineName(flag)
-	if err != nil {
-		return "", usagef("%v; choose another with --machine", err)
-	}
-	return name, nil
 }
 
 // reportBackup prints the summary: one JSON line, or a line for each disk.

@@ -71,7 +71,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 	})
 	root.AddCommand(
 		p.initCommand(), p.backupCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
-		p.bitmapCommand(), p.demoCommand(), p.versionCommand(),
+		p.bitmapCommand(), p.thawCommand(), p.demoCommand(), p.versionCommand(), p.guardCommand(),
 	)
 	return root
 }

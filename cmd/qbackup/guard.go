@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/qbackup/qbackup/internal/guard"
+	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/live"
+	"github.com/qbackup/qbackup/internal/state"
+)
+
+// guardFolder is where guards note what is to be undone, in the state directory.
+const guardFolder = "guards"
+
+// freezeAction is what a guard calls the freeze of a guest's file systems.
+const freezeAction = "freeze"
+
+// cleanup is what a guard is left by a backup that dies.
+type cleanup struct {
+	Monitor string `json:"monitor"` // QMP socket of a QEMU in which something of ours may be
+}
+
+// guardCommand is the program as its own guard; see package guard.
+func (p *program) guardCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "guard", Hidden: true, Args: arguments(cobra.NoArgs),
+		Short: "Undo what a backup leaves in a machine when it dies (started by backups)",
+		RunE: func(c *cobra.Command, _ []string) error {
+			return guard.Serve(c.Context(), p.stdin, p.stdout, guard.Hooks{
+				Cleanup: cleanUp,
+				Tell:    func(line string) { p.note("guard: %s", line) },
+			})
+		},
+	}
+}
+
+func cleanUp(ctx context.Context, raw json.RawMessage) error {
+	var c cleanup
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return err
+	}
+	return live.Recover(ctx, c.Monitor)
+}
+
+// thawCommand undoes what nobody is left to undo.
+func (p *program) thawCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "thaw",
+		Short: "Thaw or resume machines that a killed backup left frozen or suspended",
+		Long: `Thaw or resume machines that a backup left frozen or suspended. A backup that dies is followed by a guard process
+that does so within moments; this is for the death of both. Every backup does it, too, when it starts.`,
+		Args: arguments(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error { return p.thaw(c.Context(), true) },
+	}
+}
+
+// thaw undoes what dead guards have left, and says so.
+func (p *program) thaw(ctx context.Context, asked bool) error {
+	dir, err := p.guardDir()
+	if err != nil {
+		return err
+	}
+	undone, err := guard.Recover(ctx, dir)
+	for _, r := range undone {
+		p.warn("undid %s of %s, in force since %s", r.Name, r.ID, r.Since.Format(time.RFC3339))
+	}
+	if asked && len(undone) == 0 && err == nil {
+		p.say("nothing is frozen or suspended")
+	}
+	return err
+}
+
+func (p *program) guardDir() (string, error) {
+	dir, err := state.Dir(p.stateDir, state.HostEnvironment())
+	return filepath.Join(dir, guardFolder), err
+}
+
+// startGuard starts the guard of a backup of a running machine.
+func (p *program) startGuard(ctx context.Context, f machineFlags) (*guard.Guard, error) {
+	dir, err := p.guardDir()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("start guard: %w", err)
+	}
+	monitor, err := filepath.Abs(f.qmp)
+	if err != nil {
+		return nil, err
+	}
+	left, err := json.Marshal(cleanup{Monitor: monitor})
+	if err != nil {
+		return nil, err
+	}
+	spec := guard.Spec{Folder: dir, ID: rand.Text(), Cleanup: left, Actions: map[string]guard.Action{}}
+	if f.agent != "" {
+		agent, err := filepath.Abs(f.agent)
+		if err != nil {
+			return nil, err
+		}
+		spec.Actions[freezeAction] = guard.Action{Agent: agent}
+	}
+	argv := []string{self, "guard"}
+	if p.quiet {
+		argv = append(argv, "--quiet")
+	}
+	if p.json {
+		argv = append(argv, "--json")
+	}
+	return guard.Start(ctx, argv, spec)
+}
+
+// freezer freezes through a guard.
+type freezer struct {
+	guard  *guard.Guard
+	budget time.Duration
+}
+
+// Freeze freezes the guest's file systems.
+func (f *freezer) Freeze(ctx context.Context) error {
+	_, err := f.guard.Hold(ctx, freezeAction, f.budget)
+	return err
+}
+
+// Thaw thaws them.
+func (f *freezer) Thaw(ctx context.Context) (source.Frozen, error) {
+	r, err := f.guard.Release(ctx, freezeAction)
+	return source.Frozen{Seconds: r.For.Seconds(), Broken: r.Broken()}, err
+}
