@@ -171,8 +171,7 @@ func (m *machine) bitmaps() (names []string) {
 	m.h.t.Helper()
 	m.ask(func(ctx context.Context, q *qmp.Monitor) {
 		var nodes []struct {
-			Name    string `json:"node-name"`
-			Bitmaps []struct{ Name string }
+			Bitmaps []struct{ Name string } `json:"dirty-bitmaps"`
 		}
 		m.must(q.Execute(ctx, "query-named-block-nodes", nil, &nodes))
 		for _, n := range nodes {
