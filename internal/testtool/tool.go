@@ -20,11 +20,17 @@ func Need(t testing.TB, tool string) string {
 	if err == nil {
 		return path
 	}
-	if os.Getenv("QBACKUP_REQUIRE_TOOLS") == "1" {
-		t.Fatalf("%s is needed and not installed (QBACKUP_REQUIRE_TOOLS=1)", tool)
-	}
-	t.Skipf("%s is not installed", tool)
+	lacking(t, tool+" is not installed")
 	return ""
+}
+
+// lacking skips the test, or fails it when QBACKUP_REQUIRE_TOOLS is 1.
+func lacking(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("QBACKUP_REQUIRE_TOOLS") == "1" {
+		t.Fatalf("%s, and is needed (QBACKUP_REQUIRE_TOOLS=1)", what)
+	}
+	t.Skipf("%s", what)
 }
 
 func find(tool string) (string, error) {
