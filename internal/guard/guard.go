@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"sync"
@@ -22,6 +23,7 @@ type Guard struct {
 	spec  Spec
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
+	keep  *net.UnixConn // what is sent here the guard has until it ends
 
 	writing sync.Mutex    // one line at a time
 	dead    chan struct{} // closed when the process has ended and what it left is undone
@@ -58,10 +60,18 @@ func Start(ctx context.Context, argv []string, spec Spec) (*Guard, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start guard: %w", err)
 	}
-	if err := cmd.Start(); err != nil {
+	keep, kept, err := keepPair()
+	if err != nil {
+		return nil, fmt.Errorf("start guard: %w", err)
+	}
+	cmd.ExtraFiles = []*os.File{kept}
+	err = cmd.Start()
+	_ = kept.Close()
+	if err != nil {
+		_ = keep.Close()
 		return nil, fmt.Errorf("start guard: %w: %w", ErrGuard, err)
 	}
-	g := &Guard{spec: spec, cmd: cmd, stdin: stdin, dead: make(chan struct{}), waiting: map[uint64]chan response{}, slack: slackDefault}
+	g := &Guard{spec: spec, cmd: cmd, stdin: stdin, keep: keep, dead: make(chan struct{}), waiting: map[uint64]chan response{}, slack: slackDefault}
 	go g.read(stdout)
 	if _, err := g.ask(ctx, 0, request{Op: opBegin, Spec: &spec}); err != nil {
 		g.kill()
@@ -188,6 +198,7 @@ func (g *Guard) kill() { _ = g.cmd.Process.Kill() }
 // more.
 func (g *Guard) read(stdout io.Reader) {
 	defer close(g.dead)
+	defer g.keep.Close()
 	if !g.deliver(stdout) {
 		g.kill() // what it says is nothing that we understand
 	}
