@@ -212,6 +212,13 @@ func (l *Libvirtd) Log() string {
 	return all.String()
 }
 
+// Inside is a program that sees the file system as the daemon does.
+func (l *Libvirtd) Inside(t testing.TB, program string, args ...string) *exec.Cmd {
+	t.Helper()
+	view := fmt.Sprintf("--mount=/proc/%d/ns/mnt", l.cmd.Process.Pid)
+	return exec.Command(Need(t, "nsenter"), append([]string{view, program}, args...)...)
+}
+
 // Pid is the process of a domain's QEMU.
 func (l *Libvirtd) Pid(t testing.TB, domain string) string {
 	t.Helper()
