@@ -31,7 +31,7 @@ var floors = map[string]int{
 	"bitmapscan": 1, "internal/repo": 1, "internal/repo/blockmap": 1,
 	"internal/source": 1, "internal/state": 1, "internal/guard": 1,
 
-	"upload": 2, "internal/restore": 2, "internal/verify": 2, "internal/source/offline": 2,
+	"upload": 2, "internal/restore": 2, "internal/verify": 2, "internal/source/offline": 2, "internal/source/virt": 2,
 	"internal/source/facts": 2, "internal/source/scratch": 2, "internal/source/live": 2,
 
 	"agent":       3,
