@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,11 @@ import (
 	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/guard"
 	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/source"
 	"github.com/qbackup/qbackup/internal/source/virt"
+	"github.com/qbackup/qbackup/internal/state"
+	"github.com/qbackup/qbackup/internal/store/dir"
 	"github.com/qbackup/qbackup/internal/testtool"
 )
 
@@ -48,6 +52,98 @@ func endOfQEMUInARun(t *testing.T, l *testtool.Libvirtd) {
 	w.start()
 	w.write("vda", 64<<10, 64<<10, 3)
 	w.mustBackup(incremental, incremental)
+}
+
+// wholeRun tells a process of this test to make a backup.
+const wholeRun = "QBACKUP_TEST_WHOLE_RUN"
+
+// backUp makes a backup of a world that another process describes.
+func backUp() {
+	part := strings.Split(os.Getenv(wholeRun), "|")
+	ctx := context.Background()
+	store, err := dir.Open(filepath.Join(part[2], "repository"), dir.Options{})
+	if err != nil {
+		panic(err)
+	}
+	repository, err := repo.Open(ctx, store, repo.Options{})
+	if err != nil {
+		panic(err)
+	}
+	local, err := state.Open(filepath.Join(part[2], "state"), state.Options{})
+	if err != nil {
+		panic(err)
+	}
+	name, err := virt.MachineName(part[0])
+	if err != nil {
+		panic(err)
+	}
+	open := func(family ident.FamilyID) source.Machine {
+		return virt.New(virt.Options{Family: family, Domain: part[0], URI: part[1], ScratchDir: filepath.Join(part[2], "scratch"), ScratchFloorBytes: 1 << 20,
+			RuntimeDir: part[3], StartGuard: func(ctx context.Context, id string, actions map[string]guard.Action, cleanup json.RawMessage) (*guard.Guard, error) {
+				return startGuard(ctx, filepath.Join(part[2], "guard"), id, actions, cleanup)
+			}})
+	}
+	job := agent.Job{Machine: name, Repository: repository, State: local.Repository(repository.ID()), Open: open}
+	if _, err := agent.Backup(ctx, job, agent.Options{Workers: 2, MemoryBytes: 64 << 20}); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func killedAtAnyTime(t *testing.T, l *testtool.Libvirtd) {
+	w := newWorld(t, l, "any-time")
+	w.define()
+	w.start()
+	w.write("vda", 0, 1<<20, 1)
+	w.mustBackup(full, full)
+	rng := rand.New(rand.NewPCG(3, 33))
+	ended := 0
+	for n := range testtool.Count(4, 150) {
+		w.write("vda", rng.IntN(100)<<14, 16<<10, byte(n))
+		w.write("vdb", rng.IntN(100)<<14, 16<<10, byte(n))
+		c := exec.Command(os.Args[0])
+		c.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%s|%s|%s", wholeRun, w.domain, l.URI, w.dir, w.runtimeDir()))
+		var said strings.Builder
+		c.Stdout, c.Stderr = &said, &said
+		// The guard has standard error, too, and outlives the run.
+		c.WaitDelay = 10 * time.Millisecond
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Duration(rng.IntN(1000))*time.Millisecond, func() { _ = c.Process.Kill() })
+		_ = c.Wait()
+		if c.ProcessState.Success() {
+			ended++
+		} else if c.ProcessState.ExitCode() >= 0 {
+			t.Fatalf("run %d failed: %s", n, said.String())
+		}
+		w.checkNewest()
+		if n%2 == 0 {
+			w.write("vdb", rng.IntN(100)<<14, 16<<10, byte(n))
+		}
+		w.mustBackup(incremental, incremental)
+	}
+	t.Logf("%d of the runs had ended before they were killed", ended)
+	if state := l.Virsh(t, "domstate", w.domain); state != "running" {
+		t.Errorf("afterwards it is %s", state)
+	}
+}
+
+// checkNewest checks the newest point, which another process may have made: the guest
+// has written nothing since.
+func (w *world) checkNewest() {
+	w.t.Helper()
+	name, _ := virt.MachineName(w.domain)
+	points, err := w.repository.Points(w.t.Context(), name)
+	if err != nil || len(points) == 0 {
+		w.t.Fatalf("%d points, %v", len(points), err)
+	}
+	run := points[len(points)-1].Run
+	if _, known := w.truth[run]; !known {
+		w.remember(run)
+		w.check(run)
+	}
 }
 
 // dyingRun tells a process of this test to make a cut and die.

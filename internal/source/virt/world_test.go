@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	case os.Getenv(dyingRun) != "":
 		die()
+	case os.Getenv(wholeRun) != "":
+		backUp()
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -64,6 +66,7 @@ func TestWithLibvirtd(t *testing.T) {
 		{"a crash of QEMU costs a rescan, and nothing stays behind", crashOfQEMU},
 		{"QEMU ends in the middle of a run", endOfQEMUInARun},
 		{"a run that is killed leaves nothing for the next but its bits", killedRun},
+		{"runs that are killed at any time", killedAtAnyTime},
 		{"all ways in which a run can end", endsOfARun},
 		{"jobs and checkpoints of others", worksOfOthers},
 		{"bitmaps that somebody disabled or uses", disturbedBitmaps},
@@ -252,14 +255,19 @@ func (r *remembering) Freeze(ctx context.Context, run ident.RunID, bases []sourc
 	if err != nil {
 		return nil, err
 	}
-	r.w.truth[run] = map[string][]byte{}
-	for _, d := range r.w.disks {
-		r.w.truth[run][d.target] = bytes.Clone(d.content)
-	}
+	r.w.remember(run)
 	if r.w.meanwhile != nil {
 		r.w.meanwhile()
 	}
 	return &cut{c, r.w}, nil
+}
+
+// remember keeps what the disks hold for the check of a point.
+func (w *world) remember(run ident.RunID) {
+	w.truth[run] = map[string][]byte{}
+	for _, d := range w.disks {
+		w.truth[run][d.target] = bytes.Clone(d.content)
+	}
 }
 
 // cut can do otherwise than it should.
