@@ -36,12 +36,17 @@ A machine that runs is given by the QMP socket of its QEMU with --qmp. All disks
 whose images are named. With images named, a machine whose socket nobody answers is backed up from them, so that one command line does
 for a machine that is sometimes off. The guest goes on; what it overwrites meanwhile is kept in --scratch-dir until the backup ends.
 
+A machine of libvirt is given by its domain with --libvirt, whether it runs or is off: libvirt is asked for its disks, which are called by
+their targets (vda), and its definition and NVRAM are stored in the point, too (restore --extras). Without --machine it is called after
+the domain.
+
 The line of a disk says: what was dirty (everything, where no bitmap is used), what of it was read because the image holds data
 there, what is zero, what was read and equals the point before, and what was stored, compressed.`,
 		Example: `  qbackup backup /var/lib/libvirt/images/web1.qcow2
   qbackup backup --machine db root=/vm/db-root.qcow2 data=/vm/db-data.qcow2
   qbackup backup --qmp /run/vm/web1.qmp --machine web1
   qbackup backup --qmp /run/vm/db.qmp --machine db root=/vm/db-root.qcow2 data=/vm/db-data.qcow2
+  qbackup backup --libvirt web1 --freeze require
   qbackup backup --allow-dir /vm/templates /vm/clone.qcow2
   qbackup backup --hold raw:/dev/vg0/mail`,
 		Args: cobra.ArbitraryArgs,

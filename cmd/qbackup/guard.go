@@ -14,6 +14,7 @@ import (
 	"github.com/qbackup/qbackup/internal/guard"
 	"github.com/qbackup/qbackup/internal/source"
 	"github.com/qbackup/qbackup/internal/source/live"
+	"github.com/qbackup/qbackup/internal/source/virt"
 	"github.com/qbackup/qbackup/internal/state"
 )
 
@@ -23,9 +24,10 @@ const guardFolder = "guards"
 // freezeAction is what a guard calls the freeze of a guest's file systems.
 const freezeAction = "freeze"
 
-// cleanup is what a guard is left by a backup that dies.
+// cleanup is what a guard is left by a backup that dies. One of the fields is set.
 type cleanup struct {
-	Monitor string `json:"monitor"` // QMP socket of a QEMU in which something of ours may be
+	Monitor string          `json:"monitor,omitempty"` // QMP socket of a QEMU in which something of ours may be
+	Domain  json.RawMessage `json:"domain,omitempty"`  // of virt.Cleanup
 }
 
 // guardCommand is the program as its own guard; see package guard.
@@ -46,6 +48,9 @@ func cleanUp(ctx context.Context, raw json.RawMessage) error {
 	var c cleanup
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return err
+	}
+	if c.Domain != nil {
+		return virt.Cleanup(ctx, c.Domain)
 	}
 	return live.Recover(ctx, c.Monitor)
 }
@@ -83,8 +88,29 @@ func (p *program) guardDir() (string, error) {
 	return filepath.Join(dir, guardFolder), err
 }
 
-// startGuard starts the guard of a backup of a running machine.
-func (p *program) startGuard(ctx context.Context, f machineFlags) (*guard.Guard, error) {
+// guardQEMU starts the guard of a backup over QMP.
+func (p *program) guardQEMU(ctx context.Context, f machineFlags) (*guard.Guard, error) {
+	monitor, err := filepath.Abs(f.qmp)
+	if err != nil {
+		return nil, err
+	}
+	actions := map[string]guard.Action{}
+	if f.agent != "" {
+		agent, err := filepath.Abs(f.agent)
+		if err != nil {
+			return nil, err
+		}
+		actions[freezeAction] = guard.Action{Agent: agent}
+	}
+	return p.startGuard(ctx, rand.Text(), actions, cleanup{Monitor: monitor})
+}
+
+// guardDomain is a virt.StartGuard.
+func (p *program) guardDomain(ctx context.Context, id string, actions map[string]guard.Action, domain json.RawMessage) (*guard.Guard, error) {
+	return p.startGuard(ctx, id, actions, cleanup{Domain: domain})
+}
+
+func (p *program) startGuard(ctx context.Context, id string, actions map[string]guard.Action, c cleanup) (*guard.Guard, error) {
 	dir, err := p.guardDir()
 	if err != nil {
 		return nil, err
@@ -93,21 +119,9 @@ func (p *program) startGuard(ctx context.Context, f machineFlags) (*guard.Guard,
 	if err != nil {
 		return nil, fmt.Errorf("start guard: %w", err)
 	}
-	monitor, err := filepath.Abs(f.qmp)
+	left, err := json.Marshal(c)
 	if err != nil {
 		return nil, err
-	}
-	left, err := json.Marshal(cleanup{Monitor: monitor})
-	if err != nil {
-		return nil, err
-	}
-	spec := guard.Spec{Folder: dir, ID: rand.Text(), Cleanup: left, Actions: map[string]guard.Action{}}
-	if f.agent != "" {
-		agent, err := filepath.Abs(f.agent)
-		if err != nil {
-			return nil, err
-		}
-		spec.Actions[freezeAction] = guard.Action{Agent: agent}
 	}
 	argv := []string{self, "guard"}
 	if p.quiet {
@@ -116,7 +130,7 @@ func (p *program) startGuard(ctx context.Context, f machineFlags) (*guard.Guard,
 	if p.json {
 		argv = append(argv, "--json")
 	}
-	return guard.Start(ctx, argv, spec)
+	return guard.Start(ctx, argv, guard.Spec{Folder: dir, ID: id, Cleanup: left, Actions: actions})
 }
 
 // freezer freezes through a guard.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/qbackup/qbackup/internal/source"
 	"github.com/qbackup/qbackup/internal/source/live"
 	"github.com/qbackup/qbackup/internal/source/offline"
+	"github.com/qbackup/qbackup/internal/source/virt"
 	"github.com/qbackup/qbackup/internal/state"
 )
 
@@ -20,6 +22,8 @@ import (
 type machineFlags struct {
 	name       string
 	qmp        string
+	libvirt    string
+	libvirtURI string
 	hold       bool
 	allowDirs  []string
 	scratchDir string
@@ -40,6 +44,8 @@ func (f *machineFlags) add(c *cobra.Command) {
 	flags := c.Flags()
 	flags.StringVar(&f.name, "machine", "", "name of the machine; default: the file name of a single image")
 	flags.StringVar(&f.qmp, "qmp", "", "QMP socket of the machine's QEMU: it is backed up while it runs")
+	flags.StringVar(&f.libvirt, "libvirt", "", "name or UUID of a libvirt domain: it is backed up whether it runs or is off")
+	flags.StringVar(&f.libvirtURI, "libvirt-uri", "qemu:///system", "which libvirt of this host has the domain")
 	flags.BoolVar(&f.hold, "hold", false, "keep the machine from starting for the whole run, not only its last moment")
 	flags.StringArrayVar(&f.allowDirs, "allow-dir", nil, "folder in which an image's backing and data files may lie (repeatable)")
 	flags.StringVar(&f.agent, "guest-agent", "", "socket of the guest agent of a running machine, to freeze its file systems for the point in time")
@@ -70,8 +76,13 @@ func (p *program) chooseMachine(ctx context.Context, f machineFlags, args []stri
 	if f.freeze != freezeOff && f.freeze != freezeTry && f.freeze != freezeRequire {
 		return nil, usagef("--freeze %s: say off, try or require", f.freeze)
 	}
-	if len(args) == 0 && f.qmp == "" {
-		return nil, usagef("name the machine's images, or the QMP socket of its QEMU with --qmp; see qbackup backup --help")
+	switch {
+	case f.libvirt != "" && (f.qmp != "" || len(args) > 0):
+		return nil, usagef("--libvirt knows the disks of the domain itself; name neither images nor a socket")
+	case f.libvirt != "":
+		return p.chooseDomain(f)
+	case len(args) == 0 && f.qmp == "":
+		return nil, usagef("name the machine's images, the QMP socket of its QEMU with --qmp, or its libvirt domain with --libvirt; see qbackup backup --help")
 	}
 	images, err := parseImages(args)
 	if err != nil {
@@ -92,24 +103,21 @@ func (p *program) chooseMachine(ctx context.Context, f machineFlags, args []stri
 
 // chooseRunning is chooseMachine for a machine that runs.
 func (p *program) chooseRunning(ctx context.Context, m *chosenMachine, f machineFlags, images []offline.Image) error {
-	o := live.Options{Monitor: f.qmp, ScratchDir: f.scratchDir, Note: func(text string) { p.note("%s", text) }}
+	o := live.Options{Monitor: f.qmp, Note: func(text string) { p.note("%s", text) }}
 	for _, image := range images {
 		o.Disks = append(o.Disks, live.Disk{Name: image.Name, Path: image.Path})
 	}
-	env := state.HostEnvironment()
 	var err error
-	if o.RuntimeDir, err = state.RuntimeDir(p.stateDir, env); err != nil {
+	if o.RuntimeDir, err = state.RuntimeDir(p.stateDir, state.HostEnvironment()); err != nil {
 		return err
 	}
-	if o.ScratchDir == "" {
-		if o.ScratchDir, err = state.ScratchDir(p.stateDir, env); err != nil {
-			return err
-		}
+	if o.ScratchDir, err = p.scratchDir(f); err != nil {
+		return err
 	}
 	if f.freeze == freezeRequire && f.agent == "" {
 		return usagef("--freeze require needs --guest-agent")
 	}
-	if m.guard, err = p.startGuard(ctx, f); err != nil {
+	if m.guard, err = p.guardQEMU(ctx, f); err != nil {
 		return err
 	}
 	if f.freeze != freezeOff && f.agent != "" {
@@ -120,6 +128,39 @@ func (p *program) chooseRunning(ctx context.Context, m *chosenMachine, f machine
 		return live.New(o)
 	}
 	return nil
+}
+
+// chooseDomain is chooseMachine for a domain of libvirt.
+func (p *program) chooseDomain(f machineFlags) (*chosenMachine, error) {
+	m := &chosenMachine{}
+	var err error
+	if m.name, err = virt.MachineName(f.libvirt); f.name != "" {
+		m.name, err = machineName(f.name, nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	o := virt.Options{
+		Domain: f.libvirt, URI: f.libvirtURI, Note: func(text string) { p.note("%s", text) },
+		Freeze: f.freeze != freezeOff, FreezeRequired: f.freeze == freezeRequire, Budget: f.freezeBudget,
+		StartGuard: p.guardDomain, Offline: offline.Options{AllowDirs: f.allowDirs, Hold: f.hold},
+	}
+	if o.ScratchDir, err = p.scratchDir(f); err != nil {
+		return nil, err
+	}
+	m.open = func(family ident.FamilyID) source.Machine {
+		o.Family = family
+		return virt.New(o)
+	}
+	return m, nil
+}
+
+// scratchDir is where QEMU keeps what a running guest overwrites.
+func (p *program) scratchDir(f machineFlags) (string, error) {
+	if f.scratchDir != "" {
+		return filepath.Abs(f.scratchDir)
+	}
+	return state.ScratchDir(p.stateDir, state.HostEnvironment())
 }
 
 // parseImages reads [NAME=][raw:]IMAGE. A name is asked for where two files are called the same.

@@ -32,7 +32,7 @@ var floors = map[string]int{
 	"internal/source": 1, "internal/state": 1, "internal/guard": 1,
 
 	"upload": 2, "internal/restore": 2, "internal/verify": 2, "internal/source/offline": 2, "internal/source/virt": 2,
-	"internal/source/facts": 2, "internal/source/scratch": 2, "internal/source/live": 2,
+	"internal/source/facts": 2, "internal/source/scratch": 2, "internal/source/exported": 2, "internal/source/live": 2,
 
 	"agent":       3,
 	"cmd/qbackup": 5,

@@ -9,6 +9,7 @@ import (
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/exported"
 	"github.com/qbackup/qbackup/internal/source/scratch"
 )
 
@@ -19,7 +20,7 @@ type cut struct {
 	run     ident.RunID
 	disks   []*disk
 	space   *scratch.Space
-	watch   *watch // nil until everything stands
+	watch   *exported.Watch // nil until everything stands
 
 	begun   bool          // QEMU may hold the point in time, and new bitmaps
 	serving bool          // QEMU's NBD server is ours
@@ -42,7 +43,7 @@ var errMisuse = errors.New("called out of order")
 func (c *cut) Disks() []source.Disk {
 	all := make([]source.Disk, 0, len(c.disks))
 	for _, d := range c.disks {
-		all = append(all, d)
+		all = append(all, d.exported)
 	}
 	return all
 }
@@ -65,12 +66,9 @@ func (c *cut) Confirm(ctx context.Context) error {
 	if c.ended {
 		return fmt.Errorf("confirm: %w", errMisuse)
 	}
-	if err := c.watch.err(); err != nil {
-		return err
-	}
 	for _, d := range c.disks {
-		if err := d.client.Err(); err != nil {
-			return d.explain(err)
+		if err := d.exported.Check(); err != nil {
+			return err
 		}
 	}
 	if err := c.checkJobs(ctx); err != nil {
@@ -114,7 +112,7 @@ func (c *cut) Commit(ctx context.Context) error {
 			err = c.session.removeBitmaps(ctx, d.found.node, d.found.family)
 		}
 		if err != nil {
-			left.Disks = append(left.Disks, source.DiskNotReset{Disk: d.Name(), Err: err})
+			left.Disks = append(left.Disks, source.DiskNotReset{Disk: d.found.evidence.Name, Err: err})
 		}
 	}
 	c.end()
@@ -178,15 +176,13 @@ func teardownContext(ctx context.Context) (context.Context, context.CancelFunc) 
 
 // takeDown ends everything in QEMU but bitmaps.
 func (c *cut) takeDown(ctx context.Context) error {
-	c.watch.end()
+	c.watch.End()
 	var err error
 	if c.session.unlock != nil { // else nothing was made, and what is there is another's
 		err = c.session.takeDown(ctx, c.serving)
 	}
 	for _, d := range c.disks {
-		if d.client != nil {
-			_ = d.client.Close()
-		}
+		_ = d.exported.Close()
 	}
 	if c.socket != nil {
 		err = errors.Join(err, c.socket.remove())

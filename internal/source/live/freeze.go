@@ -8,8 +8,8 @@ import (
 	"slices"
 
 	"github.com/qbackup/qbackup/internal/ident"
-	"github.com/qbackup/qbackup/internal/nbd"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/exported"
 	"github.com/qbackup/qbackup/internal/source/scratch"
 )
 
@@ -28,7 +28,7 @@ func (m *Machine) Freeze(ctx context.Context, run ident.RunID, bases []source.Ba
 		err = s.explain(err)
 		return nil, errors.Join(err, c.Abort(ctx))
 	}
-	c.watch = startWatch(c)
+	c.watch = exported.StartWatch(c.look, c.giveUp)
 	return c, nil
 }
 
@@ -86,7 +86,7 @@ func (c *cut) choose(ctx context.Context, m *Machine, bases []source.Base) error
 		if what != "" {
 			return &source.UsableError{Path: was.evidence.Path, Err: fmt.Errorf("%w: %s", source.ErrChanged, what), Hint: "run the backup again"}
 		}
-		d := newDisk(c, i, now[at], base)
+		d := &disk{cut: c, number: i, found: now[at], base: base}
 		if !base.Run.IsZero() && !slices.ContainsFunc(d.found.mergeable, d.continues) {
 			return &source.UsableError{Path: d.found.evidence.Path, Err: fmt.Errorf("no usable bitmap of family %s continues run %s", base.Family, base.Run)}
 		}
@@ -171,7 +171,7 @@ func (c *cut) export(ctx context.Context, o Options) error {
 	}
 	start := args{"addr": args{"type": "unix", "data": args{"path": c.socket.path}}}
 	if s.features.maxConnections {
-		start["max-connections"] = connectionsPerDisk * len(c.disks)
+		start["max-connections"] = 0 // no limit: a disk has several
 	}
 	if err := s.do(ctx, "nbd-server-start", start, nil); err != nil {
 		return &source.UsableError{Path: s.path, Err: fmt.Errorf("start QEMU's NBD server: %w", err),
@@ -205,26 +205,19 @@ func (s *session) exportDisk(ctx context.Context, d *disk) error {
 // connect opens the exports.
 func (c *cut) connect(ctx context.Context) error {
 	for _, d := range c.disks {
-		contexts := []string{nbd.Allocation}
+		spec := exported.Spec{
+			Name: d.found.evidence.Name, SizeBytes: d.found.evidence.SizeBytes, Socket: c.socket.path, Export: d.name(exportName),
+			Extra: d.base.Extra, Explain: c.session.gone, Why: func() error { return c.watch.Err() },
+		}
 		if d.incremental() {
-			contexts = append(contexts, nbd.DirtyBitmap(frozenName))
+			spec.Bitmap = frozenName
 		}
-		o := nbd.Options{Export: d.name(exportName), Contexts: contexts, Connections: connectionsPerDisk, Whole: true}
 		if c.session.features.passFile {
-			o.Keep = func(conn net.Conn) error { return c.session.ends.keep(ctx, conn) }
+			spec.Keep = func(conn net.Conn) error { return c.session.ends.keep(ctx, conn) }
 		}
-		client, err := nbd.Dial(ctx, nbd.Address{Network: "unix", Address: c.socket.path}, o)
-		if err != nil {
-			return fmt.Errorf("connect to disk %s: %w", d.Name(), err)
-		}
-		d.client = client
-		if client.Size() != d.Size() {
-			return fmt.Errorf("connect to disk %s: the export has %d bytes, the disk %d", d.Name(), client.Size(), d.Size())
-		}
-	}
-	for _, d := range c.disks {
-		if err := d.count(ctx); err != nil {
-			return fmt.Errorf("count what is dirty on disk %s: %w", d.Name(), err)
+		var err error
+		if d.exported, err = exported.Connect(ctx, spec); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -27,12 +27,7 @@ const (
 	// newGranularityBytes is the granularity of the bitmaps that are made here: one
 	// bit for one block of the repository's default size.
 	newGranularityBytes = 64 << 10
-	// connectionsPerDisk to QEMU's NBD server, which answers one connection from one
-	// thread.
-	connectionsPerDisk = 4
 
-	// watchInterval is how often the scratch space is looked at.
-	watchInterval = 10 * time.Millisecond
 	// jobInterval is how often the jobs are looked at.
 	jobInterval = time.Second
 
@@ -43,14 +38,6 @@ const (
 	lockTime     = 15 * time.Second
 	pollPause    = 5 * time.Millisecond
 	pollPauseMax = 100 * time.Millisecond
-
-	// windowBytes and windowExtents bound the ranges for which QEMU is asked at once
-	// where a disk is zero.
-	windowBytes   = 2 << 30
-	windowExtents = 4096
-
-	// knownExtents is how many extents of a disk are remembered, 24 bytes each.
-	knownExtents = 1 << 16
 
 	// socketPathMax is the longest path of a Unix socket.
 	socketPathMax = 107

@@ -260,9 +260,9 @@ func TestWhatIsLeftOfADeadRunIsTakenDown(t *testing.T) {
 	d.start(blockdev(a))
 	dead := d.freeze(d.machine(), 2, source.Base{Run: testRun(1)}).(*cut)
 	// A death: the connections close, and nothing is taken down.
-	dead.watch.end()
+	dead.watch.End()
 	for _, disk := range dead.disks {
-		_ = disk.client.Close()
+		_ = disk.exported.Close()
 	}
 	dead.session.close()
 	if err := os.WriteFile(filepath.Join(d.dir, "scratch", filePrefix(testFamily)+"1.qcow2"), nil, 0o600); err != nil {

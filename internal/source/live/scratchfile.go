@@ -8,11 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/qcow2"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/scratch"
 )
 
 // filePrefix begins the names of the files and folders that are made for a machine.
@@ -27,7 +27,7 @@ func filePrefix(family ident.FamilyID) string { return namePrefix + family.Strin
 func (c *cut) prepare(ctx context.Context, family ident.FamilyID) error {
 	uid := c.session.monitor.PeerUID()
 	for _, d := range c.disks {
-		path, err := makeScratch(c.space.Dir(), family, d.Size(), uid)
+		path, err := makeScratch(c.space.Dir(), family, d.found.evidence.SizeBytes, uid)
 		if err != nil {
 			return err
 		}
@@ -38,7 +38,7 @@ func (c *cut) prepare(ctx context.Context, family ident.FamilyID) error {
 			"file":  args{"driver": "file", "node-name": d.name(fileNode), "filename": path},
 		}, nil)
 		if err := errors.Join(err, os.Remove(path)); err != nil {
-			return fmt.Errorf("add the scratch image of disk %s: %w", d.Name(), err)
+			return fmt.Errorf("add the scratch image of disk %s: %w", d.found.evidence.Name, err)
 		}
 	}
 	return nil
@@ -46,7 +46,7 @@ func (c *cut) prepare(ctx context.Context, family ident.FamilyID) error {
 
 // makeScratch makes an empty image that QEMU's user may write to.
 func makeScratch(dir string, family ident.FamilyID, sizeBytes int64, uid int) (path string, err error) {
-	if err := checkReachable(dir, uid); err != nil {
+	if err := scratch.CheckReach(dir, uid); err != nil {
 		return "", err
 	}
 	f, err := os.CreateTemp(dir, filePrefix(family)+"*.qcow2")
@@ -75,28 +75,6 @@ type unsynced struct{ qcow2.File }
 
 // Sync does nothing.
 func (unsynced) Sync() error { return nil }
-
-// checkReachable makes sure that QEMU's user gets to a folder at all. What decides
-// in the end is QEMU's own attempt; this one can say what is in the way.
-func checkReachable(dir string, uid int) error {
-	if uid <= 0 || uid == os.Geteuid() {
-		return nil
-	}
-	for at := dir; ; at = filepath.Dir(at) {
-		info, err := os.Stat(at)
-		if err != nil {
-			return err
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		if ok && int(stat.Uid) != uid && info.Mode().Perm()&0o011 == 0 {
-			return &source.UsableError{Path: dir, Err: fmt.Errorf("QEMU runs as user %d, who may not enter %s: %w", uid, at, fs.ErrPermission),
-				Hint: "name another place with --scratch-dir"}
-		}
-		if at == filepath.Dir(at) {
-			return nil
-		}
-	}
-}
 
 // removeStale removes what a run of this family made in a folder and did not live to
 // remove. The caller holds the machine.
@@ -127,7 +105,7 @@ func newSocketFolder(runtimeDir string, family ident.FamilyID, uid int) (*socket
 	if err := os.MkdirAll(runtimeDir, 0o711); err != nil {
 		return nil, err
 	}
-	if err := checkReachable(runtimeDir, uid); err != nil {
+	if err := scratch.CheckReach(runtimeDir, uid); err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp(runtimeDir, filePrefix(family))

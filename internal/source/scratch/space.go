@@ -1,6 +1,7 @@
 package scratch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -106,6 +107,37 @@ func (m *Meter) Look(now time.Time) (room int64, enough bool, err error) {
 	}
 	m.room, m.at = room, now
 	return room, !m.space.Nearly(room - int64(m.rate*horizon.Seconds())), nil
+}
+
+// lookEvery is how often Guard looks.
+const lookEvery = 10 * time.Millisecond
+
+// Guard returns when the room ends, with the error for that, or when also, which is
+// called after each look, gives one; and with ctx.
+func (s *Space) Guard(ctx context.Context, also func(now time.Time) error) error {
+	meter, err := s.NewMeter(time.Now())
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-tick.C:
+			room, enough, err := meter.Look(now)
+			if err == nil && !enough {
+				err = s.Full(room)
+			}
+			if err == nil {
+				err = also(now)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // Full is the error for that.

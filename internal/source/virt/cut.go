@@ -11,6 +11,7 @@ import (
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/exported"
 	"github.com/qbackup/qbackup/internal/source/scratch"
 )
 
@@ -21,10 +22,10 @@ type cut struct {
 	name    ident.BitmapName // of the run's checkpoint, and of everything that is its own
 	disks   []*frozenDisk
 	space   *scratch.Space
-	socket  *socketPlace // nil: not made
-	watch   *watch       // nil until there is a job
-	guard   *guard.Guard // nil: not started
-	unlock  func()       // nil: not locked
+	socket  *socketPlace    // nil: not made
+	watch   *exported.Watch // nil until there is a job
+	guard   *guard.Guard    // nil: not started
+	unlock  func()          // nil: not locked
 
 	begun         bool // libvirt may have the job, and the checkpoint
 	frozen        bool
@@ -71,12 +72,9 @@ func (c *cut) Confirm(ctx context.Context) error {
 	if c.ended || !c.begun {
 		return fmt.Errorf("confirm: %w", errMisuse)
 	}
-	if err := c.watch.err(); err != nil {
-		return err
-	}
 	for _, d := range c.disks {
-		if err := d.client.Err(); err != nil {
-			return c.explain(ctx, err)
+		if err := d.Check(); err != nil {
+			return err
 		}
 	}
 	files, err := c.machine.backupJob(ctx, c.domain.uuid)
@@ -102,7 +100,7 @@ func (c *cut) explain(ctx context.Context, err error) error {
 }
 
 func (c *cut) findReason(ctx context.Context, err error) error {
-	if why := c.watch.err(); why != nil {
+	if why := c.watch.Err(); why != nil {
 		return why
 	}
 	m := c.machine
@@ -208,7 +206,7 @@ func teardownContext(ctx context.Context) (context.Context, context.CancelFunc) 
 // itself and the disk has an I/O thread. The same goes for the death of this process,
 // which is why the guard has the connections, too.
 func (c *cut) takeDown(ctx context.Context) error {
-	c.watch.end()
+	c.watch.End()
 	var err error
 	if c.begun {
 		if err = c.machine.endJob(ctx, c.domain.uuid, c.own); err == nil {
@@ -216,9 +214,7 @@ func (c *cut) takeDown(ctx context.Context) error {
 		}
 	}
 	for _, d := range c.disks {
-		if d.client != nil {
-			_ = d.client.Close()
-		}
+		_ = d.Close()
 	}
 	if c.socket != nil {
 		err = errors.Join(err, c.socket.remove())
@@ -236,11 +232,4 @@ func (c *cut) end() {
 	if c.unlock != nil {
 		c.unlock()
 	}
-}
-
-// giveUp ends the job at once, without a look at whose it is: it was ours a moment
-// ago. From then on the guest's writes need no scratch space. Abort does the rest, and
-// hears of errors.
-func (c *cut) giveUp(ctx context.Context) {
-	_, _ = c.machine.virsh.do(ctx, []string{"domjobabort", "--domain", c.domain.uuid})
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/exported"
 	"github.com/qbackup/qbackup/internal/source/facts"
 	"github.com/qbackup/qbackup/internal/source/scratch"
 )
@@ -66,7 +67,7 @@ func (c *cut) begin(ctx context.Context, bases []source.Base) error {
 	if err := c.instant(ctx, r); err != nil {
 		return err
 	}
-	c.watch = startWatch(c)
+	c.watch = exported.StartWatch(c.look, c.giveUp)
 	return c.connect(ctx)
 }
 
@@ -89,7 +90,7 @@ func (c *cut) choose(r *running, bases []source.Base) error {
 		if what := difference(before, now); what != "" {
 			return unusable(now.Path, fmt.Errorf("%w: %s", source.ErrChanged, what), "run the backup again")
 		}
-		d := &frozenDisk{cut: c, evidence: now, base: base, dirtyBytes: -1}
+		d := &frozenDisk{cut: c, evidence: now, base: base}
 		if d.incremental() && d.baseBitmap() == "" {
 			return unusable(now.Path, fmt.Errorf("no usable bitmap of family %s continues run %s", base.Family, base.Run), "")
 		}

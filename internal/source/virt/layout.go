@@ -17,24 +17,12 @@ const (
 	// 1 KiB for each file of each disk.
 	replyBytes = 64 << 20
 
-	// watchInterval is how often the scratch space is looked at.
-	watchInterval = 50 * time.Millisecond
-	pollPause     = 10 * time.Millisecond
-	pollPauseMax  = 200 * time.Millisecond
+	pollPause    = 10 * time.Millisecond
+	pollPauseMax = 200 * time.Millisecond
 
-	// connectionsPerDisk to QEMU's NBD server, which answers one connection from one
-	// thread.
-	connectionsPerDisk = 4
 	// bitmapName is what the bits of a disk are called beside its export.
 	bitmapName = "dirty"
 
 	// socketPathMax is the longest path of a Unix socket.
 	socketPathMax = 107
-)
-
-const (
-	// windowBytes and windowExtents bound the ranges for which QEMU is asked at once
-	// where a disk is zero.
-	windowBytes   = 2 << 30
-	windowExtents = 4096
 )

@@ -1,4 +1,4 @@
-package virt
+package exported
 
 import (
 	"context"
