@@ -92,12 +92,13 @@ func (c checkpoints) sorted() []ident.BitmapName {
 	return slices.SortedFunc(maps.Keys(c), func(a, b ident.BitmapName) int { return strings.Compare(a.String(), b.String()) })
 }
 
-// checkpoints asks libvirt what it remembers.
-func (m *Machine) checkpoints(ctx context.Context, uuid string) (checkpoints, error) {
-	list, err := m.virsh.do(ctx, []string{"checkpoint-list", "--domain", uuid, "--name"})
-	if err != nil {
-		return nil, err
-	}
+// listCheckpoints is the command that names the checkpoints of a domain.
+func listCheckpoints(uuid string) []string {
+	return []string{"checkpoint-list", "--domain", uuid, "--name"}
+}
+
+// checkpoints asks libvirt what it remembers of those of ours in its list.
+func (m *Machine) checkpoints(ctx context.Context, uuid, list string) (checkpoints, error) {
 	var names []ident.BitmapName
 	var commands [][]string
 	for line := range strings.Lines(list) {
@@ -148,12 +149,12 @@ func (c checkpoints) add(name ident.BitmapName, target string) {
 	c[name] = one
 }
 
-// derive makes libvirt remember what the images hold, and nothing else of the family.
-// No bitmap is touched.
-func (m *Machine) derive(ctx context.Context, uuid string, held checkpoints) error {
-	known, err := m.checkpoints(ctx, uuid)
+// derive makes libvirt, which remembers the checkpoints of a list, remember those whose
+// bitmaps the images hold, and nothing else of the family. No bitmap is touched.
+func (m *Machine) derive(ctx context.Context, uuid, list string, held checkpoints) error {
+	known, err := m.checkpoints(ctx, uuid, list)
 	if err != nil {
-		return fmt.Errorf("list checkpoints: %w", err)
+		return fmt.Errorf("read the checkpoints: %w", err)
 	}
 	for _, name := range known.sorted() {
 		if _, ok := held[name]; !ok {

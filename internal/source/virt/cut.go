@@ -145,8 +145,12 @@ func (c *cut) Commit(ctx context.Context) error {
 // keeps what it has.
 func (c *cut) removeCheckpoints(ctx context.Context, which func(ident.BitmapName) bool) error {
 	m, uuid := c.machine, c.domain.uuid
-	r, err := m.survey(ctx, c.domain, domainState{})
+	answer, err := m.virsh.do(ctx, ask(uuid, queryNodes))
 	if err != nil {
+		return err
+	}
+	r := &running{domain: c.domain}
+	if err := parseAnswer(answer, &r.nodes); err != nil {
 		return err
 	}
 	held := r.held(m.o.Family)

@@ -99,7 +99,7 @@ func killedAtAnyTime(t *testing.T, l *testtool.Libvirtd) {
 	w.mustBackup(full, full)
 	rng := rand.New(rand.NewPCG(3, 33))
 	ended := 0
-	for n := range testtool.Count(4, 150) {
+	for n := range testtool.Count(3, 150) {
 		w.write("vda", rng.IntN(100)<<14, 16<<10, byte(n))
 		w.write("vdb", rng.IntN(100)<<14, 16<<10, byte(n))
 		c := exec.Command(os.Args[0])

@@ -12,6 +12,7 @@ import (
 // domain that runs it is what runs.
 type domain struct {
 	id    int // 0: it does not run
+	state domainState
 	uuid  string
 	name  string
 	owner int    // the user that QEMU runs as, -1 when that is not said

@@ -28,7 +28,7 @@ func (m *Machine) freezeRunning(ctx context.Context, run ident.RunID, bases []so
 
 func (c *cut) begin(ctx context.Context, bases []source.Base) error {
 	m := c.machine
-	d, state, err := m.look(ctx, m.running.uuid)
+	d, err := m.look(ctx, m.running.uuid)
 	if err != nil {
 		return err
 	}
@@ -48,14 +48,18 @@ func (c *cut) begin(ctx context.Context, bases []source.Base) error {
 	if err := scratch.CheckReach(c.space.Dir(), d.owner); err != nil {
 		return err
 	}
-	r, err := m.survey(ctx, d, state)
+	answers, err := m.virsh.all(ctx, ask(d.uuid, queryNodes), listCheckpoints(d.uuid))
 	if err != nil {
+		return err
+	}
+	r := &running{domain: d}
+	if err := parseAnswer(answers[0], &r.nodes); err != nil {
 		return err
 	}
 	if err := c.choose(r, bases); err != nil {
 		return err
 	}
-	if err := m.derive(ctx, d.uuid, r.held(m.o.Family)); err != nil {
+	if err := m.derive(ctx, d.uuid, answers[1], r.held(m.o.Family)); err != nil {
 		return err
 	}
 	if c.socket, err = m.newSocketPlace(ctx, d); err != nil {

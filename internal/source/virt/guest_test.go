@@ -58,7 +58,7 @@ func realGuest(t *testing.T, l *testtool.Libvirtd) {
 		o.Note = func(text string) { notes = append(notes, text) }
 	}
 	newest := 0
-	for n := range testtool.Count(3, 10) {
+	for n := range testtool.Count(2, 10) {
 		s, err := w.backup()
 		if err != nil {
 			t.Fatal(err)

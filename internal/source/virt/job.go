@@ -125,6 +125,11 @@ func (m *Machine) endJob(ctx context.Context, uuid string, mine func(ident.Bitma
 	if err != nil || !belongs(files, mine) {
 		return err
 	}
+	// Mostly it has ended when it was told to, and one process does both.
+	info, err := m.virsh.do(ctx, []string{fmt.Sprintf("domjobabort %[1]s; domjobinfo %[1]s", uuid)})
+	if err == nil && parseJob(info) == "" {
+		return nil
+	}
 	_, err = m.virsh.do(ctx, []string{"domjobabort", "--domain", uuid})
 	if err != nil && !says(err, saysNoJob, saysNotRunning) {
 		return err

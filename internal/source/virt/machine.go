@@ -76,7 +76,6 @@ func (m *Machine) what() string { return "domain " + m.o.Domain }
 // running is a domain that runs, at one look.
 type running struct {
 	*domain
-	state domainState
 	nodes nodes
 }
 
@@ -105,17 +104,17 @@ func (m *Machine) inspect(ctx context.Context) (source.Evidence, error) {
 	if err != nil {
 		return source.Evidence{}, err
 	}
-	d, state, err := m.look(ctx, uuid)
+	d, err := m.look(ctx, uuid)
 	if err != nil {
 		return source.Evidence{}, err
 	}
-	if !state.runs() {
+	if !d.state.runs() {
 		return m.inspectOff(ctx, d)
 	}
-	return m.inspectRunning(ctx, d, state)
+	return m.inspectRunning(ctx, d)
 }
 
-func (m *Machine) inspectRunning(ctx context.Context, d *domain, state domainState) (source.Evidence, error) {
+func (m *Machine) inspectRunning(ctx context.Context, d *domain) (source.Evidence, error) {
 	answers, err := m.virsh.all(ctx, []string{"domcapabilities"}, ask(d.uuid, queryNodes), ask(d.uuid, queryVersion))
 	if err != nil {
 		return source.Evidence{}, err
@@ -123,7 +122,7 @@ func (m *Machine) inspectRunning(ctx context.Context, d *domain, state domainSta
 	if !strings.Contains(answers[0], "<backup supported='yes'/>") {
 		return source.Evidence{}, unusable(m.what(), fmt.Errorf("%w: libvirt says that they are not supported here", ErrTooOld), hintVersions)
 	}
-	r := &running{domain: d, state: state}
+	r := &running{domain: d}
 	if err := parseAnswer(answers[1], &r.nodes); err != nil {
 		return source.Evidence{}, err
 	}
@@ -182,32 +181,31 @@ func (m *Machine) lookUp(ctx context.Context) (string, error) {
 // lookAttempts is how often a domain is looked at that starts or ends meanwhile.
 const lookAttempts = 5
 
-// look reads what runs, or what would, and the state that goes with it.
-func (m *Machine) look(ctx context.Context, uuid string) (*domain, domainState, error) {
+// look reads what runs, or what would, and its state.
+func (m *Machine) look(ctx context.Context, uuid string) (*domain, error) {
 	for range lookAttempts {
 		answers, err := m.virsh.all(ctx, []string{"dumpxml", "--domain", uuid}, []string{"domstate", "--domain", uuid, "--reason"},
 			[]string{"dumpxml", "--domain", uuid, "--inactive"})
 		if err != nil {
-			return nil, domainState{}, err
+			return nil, err
 		}
 		d, err := parseDomain(answers[0])
 		if err != nil {
-			return nil, domainState{}, unusable(m.what(), err, "")
+			return nil, unusable(m.what(), err, "")
 		}
-		d.definition = answers[2]
-		state := parseState(answers[1])
-		if state.runs() != (d.id != 0) {
+		d.state, d.definition = parseState(answers[1]), answers[2]
+		if d.state.runs() != (d.id != 0) {
 			if err := pause(ctx, pollPauseMax); err != nil {
-				return nil, domainState{}, err
+				return nil, err
 			}
 			continue
 		}
-		if err := state.check(m.what()); err != nil {
-			return nil, domainState{}, err
+		if err := d.state.check(m.what()); err != nil {
+			return nil, err
 		}
-		return d, state, m.findVolumes(ctx, d)
+		return d, m.findVolumes(ctx, d)
 	}
-	return nil, domainState{}, unusable(m.what(), fmt.Errorf("%w: it starts and ends", source.ErrChanged), "run the backup again")
+	return nil, unusable(m.what(), fmt.Errorf("%w: it starts and ends", source.ErrChanged), "run the backup again")
 }
 
 // findVolumes asks libvirt where the volumes of its pools lie.
@@ -230,16 +228,6 @@ func (m *Machine) findVolumes(ctx context.Context, d *domain) error {
 		}
 	}
 	return nil
-}
-
-// survey looks at the disks of a domain that runs.
-func (m *Machine) survey(ctx context.Context, d *domain, state domainState) (*running, error) {
-	answer, err := m.virsh.do(ctx, ask(d.uuid, queryNodes))
-	if err != nil {
-		return nil, err
-	}
-	r := &running{domain: d, state: state}
-	return r, parseAnswer(answer, &r.nodes)
 }
 
 // pause waits, or ends with ctx.

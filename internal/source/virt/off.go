@@ -90,5 +90,9 @@ func (c *offCut) derive(ctx context.Context) error {
 	if all != nil {
 		return fmt.Errorf("look at the bitmaps again: %w", all)
 	}
-	return m.derive(ctx, c.off.uuid, held)
+	list, err := m.virsh.do(ctx, listCheckpoints(c.off.uuid))
+	if err != nil {
+		return err
+	}
+	return m.derive(ctx, c.off.uuid, list, held)
 }
