@@ -36,8 +36,6 @@ const (
 	commandTime  = 30 * time.Second
 	teardownTime = 2 * time.Minute
 	lockTime     = 15 * time.Second
-	pollPause    = 5 * time.Millisecond
-	pollPauseMax = 100 * time.Millisecond
 
 	// socketPathMax is the longest path of a Unix socket.
 	socketPathMax = 107

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/source/exported"
 )
 
 // Recover takes down what a dead run has left in the QEMU behind a monitor. Bitmaps
@@ -127,7 +128,7 @@ func (s *session) endExport(ctx context.Context, id string) error {
 	if err := s.do(ctx, "block-export-del", args{"id": id, "mode": "hard"}, nil); err != nil {
 		return err
 	}
-	return until(ctx, func() (bool, error) {
+	return exported.Until(ctx, func() (bool, error) {
 		list, err := s.exports(ctx)
 		return !slices.ContainsFunc(list, func(x exportInfo) bool { return x.ID == id }), err
 	})
@@ -162,7 +163,7 @@ func (s *session) endJob(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	if err := until(ctx, func() (bool, error) {
+	if err := exported.Until(ctx, func() (bool, error) {
 		now, err = status()
 		return now == jobConcluded || now == jobNull, err
 	}); err != nil || now == jobNull {

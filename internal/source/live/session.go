@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"syscall"
 	"time"
 
 	"github.com/qbackup/qbackup/internal/qmp"
@@ -87,28 +85,11 @@ func (s *session) close() {
 	}
 }
 
-// lock makes sure that what an earlier run left in this QEMU is nobody's. The lock
-// is an abstract socket, which ends with whoever has it, in whatever way. A run that
-// died may still be cleaned up after, by its guard, so it is waited for a little.
-func (s *session) lock(ctx context.Context, wait time.Duration) error {
-	name := fmt.Sprintf("@qbackup/qemu/%d", s.monitor.PeerPID())
-	deadline := time.Now().Add(wait)
-	for {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
-		if err == nil {
-			s.unlock = func() { _ = l.Close() }
-			return nil
-		}
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("lock QEMU process %d: %w", s.monitor.PeerPID(), err)
-		}
-		if time.Now().After(deadline) {
-			return &state.BusyError{Path: fmt.Sprintf("QEMU process %d", s.monitor.PeerPID())}
-		}
-		if err := pause(ctx, pollPauseMax); err != nil {
-			return err
-		}
-	}
+// lock makes sure that what an earlier run left in this QEMU is nobody's.
+func (s *session) lock(ctx context.Context, wait time.Duration) (err error) {
+	pid := s.monitor.PeerPID()
+	s.unlock, err = state.LockName(ctx, fmt.Sprintf("qemu/%d", pid), fmt.Sprintf("QEMU process %d", pid), wait)
+	return err
 }
 
 // do runs one command. result may be nil.
@@ -116,26 +97,4 @@ func (s *session) do(ctx context.Context, command string, arguments, result any)
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	return s.monitor.Execute(ctx, command, arguments, result)
-}
-
-// pause waits, or ends with ctx.
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
-}
-
-// until asks again and again until done says so.
-func until(ctx context.Context, done func() (bool, error)) error {
-	for wait := pollPause; ; wait = min(2*wait, pollPauseMax) {
-		if ok, err := done(); ok || err != nil {
-			return err
-		}
-		if err := pause(ctx, wait); err != nil {
-			return err
-		}
-	}
 }

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/qbackup/qbackup/internal/guard"
@@ -175,24 +173,7 @@ const (
 )
 
 // lock makes sure that this is the only process that makes or ends backup jobs of ours
-// in a domain. The lock is an abstract socket, which ends with whoever has it, in
-// whatever way.
+// in a domain.
 func (m *Machine) lock(ctx context.Context, uuid string) (unlock func(), err error) {
-	name := "@qbackup/libvirt/" + strings.ToLower(uuid)
-	deadline := time.Now().Add(lockTime)
-	for {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
-		if err == nil {
-			return func() { _ = l.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("lock domain %s: %w", uuid, err)
-		}
-		if time.Now().After(deadline) {
-			return nil, &state.BusyError{Path: "domain " + uuid}
-		}
-		if err := pause(ctx, pollPauseMax); err != nil {
-			return nil, err
-		}
-	}
+	return state.LockName(ctx, "libvirt/"+strings.ToLower(uuid), "domain "+uuid, lockTime)
 }

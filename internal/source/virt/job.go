@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/source/exported"
 )
 
 // backupXML is a backup job, as far as it is read and written.
@@ -134,7 +135,7 @@ func (m *Machine) endJob(ctx context.Context, uuid string, mine func(ident.Bitma
 	if err != nil && !says(err, saysNoJob, saysNotRunning) {
 		return err
 	}
-	return until(ctx, func() (bool, error) {
+	return exported.Until(ctx, func() (bool, error) {
 		files, err := m.backupJob(ctx, uuid)
 		return !belongs(files, mine), err
 	})

@@ -17,8 +17,8 @@ const (
 	// 1 KiB for each file of each disk.
 	replyBytes = 64 << 20
 
-	pollPause    = 10 * time.Millisecond
-	pollPauseMax = 200 * time.Millisecond
+	// lookPause comes before another look at a domain that was seen changing its state.
+	lookPause = 200 * time.Millisecond
 
 	// bitmapName is what the bits of a disk are called beside its export.
 	bitmapName = "dirty"

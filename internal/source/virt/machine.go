@@ -195,7 +195,7 @@ func (m *Machine) look(ctx context.Context, uuid string) (*domain, error) {
 		}
 		d.state, d.definition = parseState(answers[1]), answers[2]
 		if d.state.runs() != (d.id != 0) {
-			if err := pause(ctx, pollPauseMax); err != nil {
+			if err := pause(ctx, lookPause); err != nil {
 				return nil, err
 			}
 			continue
@@ -237,18 +237,6 @@ func pause(ctx context.Context, d time.Duration) error {
 		return ctx.Err()
 	case <-time.After(d):
 		return nil
-	}
-}
-
-// until asks again and again until done says so.
-func until(ctx context.Context, done func() (bool, error)) error {
-	for wait := pollPause; ; wait = min(2*wait, pollPauseMax) {
-		if ok, err := done(); ok || err != nil {
-			return err
-		}
-		if err := pause(ctx, wait); err != nil {
-			return err
-		}
 	}
 }
 
