@@ -17,13 +17,12 @@ type backupFlags struct {
 	machine machineFlags
 	rescan  bool
 	adopt   bool
-	dryRun  bool
 }
 
 func (p *program) backupCommand() *cobra.Command {
 	var f backupFlags
 	c := &cobra.Command{
-		Use:   "backup [flags] [NAME=]IMAGE...",
+		Use:   "backup [flags] {[NAME=]IMAGE... | --qmp SOCKET [[NAME=]IMAGE...] | --libvirt DOMAIN}",
 		Short: "Make a restore point of a machine, running or off",
 		Long: `Make a restore point of one machine: all its disks together, at one instant. Only what the bitmaps call dirty is
 read; the first run, and every run that cannot trust a bitmap, reads everything and says why. When the point is durable the
@@ -56,12 +55,11 @@ there, what is zero, what was read and equals the point before, and what was sto
 	flags := c.Flags()
 	flags.BoolVar(&f.rescan, "rescan", false, "read everything, whatever the bitmaps say, and store what differs")
 	flags.BoolVar(&f.adopt, "adopt", false, "take over a machine name although nothing shows that these are its disks")
-	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "say what would be read, and write nothing anywhere")
 	return c
 }
 
 func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err error) {
-	if !f.dryRun {
+	if !f.machine.dryRun {
 		if err := p.thaw(ctx, false); err != nil {
 			p.warn("%v", err)
 		}
@@ -72,25 +70,25 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
 	openCache := p.openCache
-	if f.dryRun {
+	if f.machine.dryRun {
 		openCache = noCache
 	}
 	repository, err := p.openRepositoryWith(ctx, openCache)
 	if err != nil {
 		return err
 	}
-	local, err := p.openState(f.dryRun)
+	local, err := p.openState(f.machine.dryRun)
 	if err != nil {
 		return err
 	}
-	if !f.dryRun {
+	if !f.machine.dryRun {
 		if err := p.checkStore(ctx, repository, local.Repository(repository.ID())); err != nil {
 			return err
 		}
 	}
 	job := agent.Job{
 		Machine: m.name, Repository: repository, State: local.Repository(repository.ID()), Open: m.open,
-		Rescan: f.rescan, Adopt: f.adopt, DryRun: f.dryRun,
+		Rescan: f.rescan, Adopt: f.adopt, DryRun: f.machine.dryRun,
 	}
 	stats := new(agent.Stats)
 	stop := p.showBackup(stats)

@@ -28,6 +28,8 @@ type machineFlags struct {
 	allowDirs  []string
 	scratchDir string
 
+	dryRun bool // nothing is started or written
+
 	freeze       string
 	freezeBudget time.Duration
 	agent        string
@@ -42,6 +44,7 @@ const (
 
 func (f *machineFlags) add(c *cobra.Command) {
 	flags := c.Flags()
+	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "say what would be read, and write nothing anywhere")
 	flags.StringVar(&f.name, "machine", "", "name of the machine; default: the file name of a single image")
 	flags.StringVar(&f.qmp, "qmp", "", "QMP socket of the machine's QEMU: it is backed up while it runs")
 	flags.StringVar(&f.libvirt, "libvirt", "", "name or UUID of a libvirt domain: it is backed up whether it runs or is off")
@@ -50,6 +53,7 @@ func (f *machineFlags) add(c *cobra.Command) {
 	flags.StringArrayVar(&f.allowDirs, "allow-dir", nil, "folder in which an image's backing and data files may lie (repeatable)")
 	flags.StringVar(&f.agent, "guest-agent", "", "socket of the guest agent of a running machine, to freeze its file systems for the point in time")
 	flags.StringVar(&f.freeze, "freeze", freezeTry, "freeze the guest's file systems for the point in time: off, try, or require (no point without)")
+	_ = c.RegisterFlagCompletionFunc("freeze", cobra.FixedCompletions([]cobra.Completion{freezeOff, freezeTry, freezeRequire}, cobra.ShellCompDirectiveNoFileComp))
 	flags.DurationVar(&f.freezeBudget, "freeze-budget", guard.BudgetDefault, "how long they may be frozen; then they are thawed whatever the backup does")
 	flags.StringVar(&f.scratchDir, "scratch-dir", "", "where QEMU keeps what a running guest overwrites during the backup (default: scratch in the state directory)")
 }
@@ -117,8 +121,10 @@ func (p *program) chooseRunning(ctx context.Context, m *chosenMachine, f machine
 	if f.freeze == freezeRequire && f.agent == "" {
 		return usagef("--freeze require needs --guest-agent")
 	}
-	if m.guard, err = p.guardQEMU(ctx, f); err != nil {
-		return err
+	if !f.dryRun { // else there is nothing to undo
+		if m.guard, err = p.guardQEMU(ctx, f); err != nil {
+			return err
+		}
 	}
 	if f.freeze != freezeOff && f.agent != "" {
 		o.Freezer, o.FreezeRequired = &freezer{m.guard, f.freezeBudget}, f.freeze == freezeRequire

@@ -195,3 +195,27 @@ func TestAnInterruptedBackupTakesItsCutDown(t *testing.T) {
 		x.after(fmt.Sprintf("interrupt %d", n), "incremental")
 	}
 }
+
+func TestARescanReadsWhatIsAllocatedAndStoresWhatDiffers(t *testing.T) {
+	needDaemon(t)
+	h := newHost(t)
+	m := newMachine(h, "vm", 64*mib)
+	m.rewrite(0, 16*mib, 1)
+	args := []string{"--qmp", m.monitor(), "--machine", "vm"}
+	h.backup(args...)
+	if err := m.flush(0); err != nil {
+		t.Fatal(err)
+	}
+	m.kill() // and with it the bitmaps
+	m.start()
+	if _, err := m.files[0].WriteAt(make([]byte, 64<<10), 1*mib); err != nil {
+		t.Fatal(err)
+	}
+	s := h.backup(args...)
+	if d := s.Disks[0]; d.Mode != "rescan" || d.ReadBytes > 16*mib || d.StoredBytes > 64<<10 || d.ZeroBytes < 48*mib {
+		t.Errorf("%+v", d)
+	}
+	if s = h.backup(args...); modes(s) != "incremental" {
+		t.Errorf("afterwards: %s", modes(s))
+	}
+}
