@@ -21,56 +21,70 @@ func (i *interval) cut(from, to time.Time) {
 func (i interval) possible() bool { return i.to.IsZero() || !i.from.After(i.to) }
 
 // judge finds out whether disks can be what the guest's disks were at one instant
-// between begun and ended.
-// The log up to that instant is forgotten.
+// between begun and ended. The log up to that instant is forgotten.
 func (g *guest) judge(disks [][]byte, begun, ended time.Time) error {
-	at := interval{begun, ended}
+	var logs [][]operation
+	var all [][]candidate
 	for i, w := range g.writers {
-		if err := w.match(w.copyLog(), disks, &at); err != nil {
-			return fmt.Errorf("writer %d: %w", i, err)
+		log := w.copyLog()
+		found, differing := w.candidates(log, disks)
+		if len(found) == 0 {
+			return fmt.Errorf("writer %d: after none of its %d writes was the disk as it is in the point; after the last, %d sectors differ", i, len(log), differing)
 		}
+		logs, all = append(logs, log), append(all, found)
 	}
-	if !at.possible() {
-		return fmt.Errorf("what the disks hold was not there at one instant: one has what was written after %v, another lacks what was there before %v", at.from, at.to)
+	chosen, ok := agree(all, interval{begun, ended})
+	if !ok {
+		return fmt.Errorf("what the disks hold was not there at one instant between %v and %v: %v", begun, ended, all)
+	}
+	for i, w := range g.writers {
+		w.forget(logs[i], chosen[i])
 	}
 	return nil
 }
 
-// match finds the prefix of the log after which this writer's part of the disks was
-// as it is in the point, and narrows when that was. Several in a row may do, since
-// zeros over zeros change nothing. The state moves on to the first.
-func (w *writer) match(log []operation, disks [][]byte, at *interval) error {
-	c := w.compare(disks)
-	first, when := -1, interval{}
-	end := func() bool { // of a row of prefixes that do
-		if first < 0 || !when.possible() {
-			first = -1
-			return false
-		}
-		*at = when
-		w.forget(log, first)
-		return true
+// candidate is a number of operations after which a writer's part of the disks was as
+// it is in the point, and when it was so.
+type candidate struct {
+	after int
+	when  interval
+}
+
+// agree finds one candidate of each writer so that there is an instant at which all
+// are true.
+func agree(all [][]candidate, at interval) (chosen []int, ok bool) {
+	if len(all) == 0 {
+		return nil, at.possible()
 	}
-	for n := 0; ; n++ {
-		partly, ok := c.explained(log, n)
-		if !ok && end() {
-			return nil
+	for _, c := range all[0] {
+		when := at
+		when.cut(c.when.from, c.when.to)
+		if !when.possible() {
+			continue
 		}
-		if ok {
-			if first < 0 {
-				first, when = n, *at
-				w.mark(log, n, partly, &when)
-			}
-			when.to = at.to
+		if rest, ok := agree(all[1:], when); ok {
+			return append([]int{c.after}, rest...), true
+		}
+	}
+	return nil, false
+}
+
+// candidates finds the prefixes of the log after which this writer's part of the
+// disks was as it is in the point. Several may be: zeros over zeros change nothing, and
+// what was written may be zeroed again.
+func (w *writer) candidates(log []operation, disks [][]byte) (found []candidate, differing int) {
+	c := w.compare(disks)
+	for n := 0; ; n++ {
+		if partly, ok := c.explained(log, n); ok {
+			var when interval
+			w.mark(log, n, partly, &when)
 			if n < len(log) {
 				when.cut(when.from, log[n].done)
 			}
+			found = append(found, candidate{n, when})
 		}
 		if n == len(log) {
-			if end() {
-				return nil
-			}
-			return fmt.Errorf("after none of its %d writes was the disk as it is in the point; after the last, %d sectors differ", len(log), c.differing)
+			return found, c.differing
 		}
 		c.apply(&log[n])
 	}

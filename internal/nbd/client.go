@@ -16,15 +16,14 @@ type Client struct {
 	free    chan *slot // slots of all connections, those that were free first in front
 	readers sync.WaitGroup
 
-	ended chan struct{} // closed when err is set
-	mu    sync.Mutex
-	err   error
+	mu  sync.Mutex
+	err error
 }
 
 // newClient takes connections of the same export and reads from them.
 func newClient(at Address, o Options, conns []*conn) *Client {
 	c := &Client{
-		at: at, export: conns[0].export, conns: conns, places: map[string]int{}, ended: make(chan struct{}),
+		at: at, export: conns[0].export, conns: conns, places: map[string]int{},
 		free: make(chan *slot, len(conns)*o.InFlight),
 	}
 	for i, name := range o.Contexts {
@@ -79,7 +78,6 @@ func (c *Client) end(err error) {
 		return
 	}
 	c.err = err
-	close(c.ended)
 	for _, k := range c.conns {
 		if inFlight := k.retire(); len(inFlight) == 0 && errors.Is(err, ErrClosed) {
 			k.leave()
@@ -125,25 +123,21 @@ func (l link) finish(cookie uint64, err error) {
 	caller.done(off, err)
 }
 
-// slot waits for room for a request; cancelled, which may be nil, ends that.
-func (c *Client) slot(cancelled <-chan struct{}) (*slot, error) {
+// slot waits for room for a request; nil: cancelled was closed before. Slots come
+// back in every case, also from a connection that is lost, so that nobody waits
+// for ever.
+func (c *Client) slot(cancelled <-chan struct{}) *slot {
 	select {
 	case s := <-c.free:
-		return s, nil
-	default:
-	}
-	select {
-	case s := <-c.free:
-		return s, nil
-	case <-c.ended:
-		return nil, c.Err()
+		return s
 	case <-cancelled:
-		return nil, nil
+		return nil
 	}
 }
 
-// send puts a request in flight. Its caller hears of the end in every case.
-func (c *Client) send(s *slot) {
+// send puts a request in flight; false: the connection takes no more. Its caller
+// hears of the end in every case.
+func (c *Client) send(s *slot) bool {
 	k := s.conn
 	command, off, n := s.request.command, s.request.off, s.request.n
 	cookie, ok := k.start(s)
@@ -151,9 +145,10 @@ func (c *Client) send(s *slot) {
 		caller := s.request.caller
 		c.free <- s
 		caller.done(off, c.Err())
-		return
+		return false
 	}
 	if err := k.write(command, cookie, off, n); err != nil {
 		c.lose(err)
 	}
+	return true
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -84,6 +85,36 @@ func TestAGreetingThatIsNotNBDIsFoundOut(t *testing.T) {
 			_, err := Dial(t.Context(), (&script{greeting: greeting}).listen(t), Options{})
 			wantError(t, err, ErrProtocol)
 		})
+	}
+}
+
+func TestAHandshakeThatFailsLeavesNothingOpen(t *testing.T) {
+	bad := (&script{greeting: []byte("HTTP/1.0 400 Bad Request\r\n\r\n")}).listen(t)
+	refused := (&script{size: 1}).listen(t)
+	differing := (&script{flags: exportCanMultiConn, contexts: []string{Allocation}, sizeOf: func(connection int) int64 { return int64(connection) }}).listen(t)
+	files := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip(err)
+		}
+		return len(list)
+	}
+	// The garbage collector would close them too, and hide what was forgotten.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	before := files()
+	for range 20 {
+		for _, at := range []Address{bad, refused, differing} {
+			if c, err := Dial(t.Context(), at, Options{Contexts: []string{Allocation}}); err == nil {
+				c.Close()
+				t.Error("no error")
+			}
+		}
+	}
+	// The servers close their side a moment later.
+	for deadline := time.Now().Add(5 * time.Second); files() > before && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
+	if after := files(); after > before {
+		t.Errorf("%d files are open, %d before", after, before)
 	}
 }
 

@@ -19,7 +19,6 @@ type transfer struct {
 // edge is a piece of the caller's buffer that is less than a block of the server:
 // the block is read elsewhere.
 type edge struct {
-	off      int64 // of to
 	from, to []byte
 }
 
@@ -65,9 +64,7 @@ func (c *Client) ReadAt(p []byte, off int64) (int, error) {
 		n = int(max(0, t.failed-off))
 	}
 	for _, e := range t.edges {
-		if e.off < off+int64(n) {
-			copy(e.to, e.from)
-		}
+		copy(e.to, e.from)
 	}
 	if t.err != nil {
 		return n, fmt.Errorf("read NBD export at %d: %w", off+int64(n), t.err)
@@ -89,7 +86,7 @@ func (c *Client) fetch(t *transfer, p []byte, off int64) {
 			from = at - lead
 			to = make([]byte, min(block, size-from))
 			part = part[:min(int64(len(to))-lead, end-at)]
-			t.edges = append(t.edges, edge{off: at, from: to[lead:], to: part})
+			t.edges = append(t.edges, edge{from: to[lead:], to: part})
 		} else {
 			n := min(c.piece, end-at)
 			if at+n < size {
@@ -107,14 +104,9 @@ func (c *Client) fetch(t *transfer, p []byte, off int64) {
 
 // fetchPiece sends one request; false: there is no use in more.
 func (c *Client) fetchPiece(t *transfer, p []byte, off int64) bool {
-	s, err := c.slot(nil)
-	if err != nil {
-		t.fail(off, err)
-		return false
-	}
+	s := c.slot(nil)
 	t.pending.Add(1)
 	s.request = request{command: commandRead, off: off, n: int64(len(p)), caller: t, p: p, arrived: s.request.arrived}
 	s.request.arrived.reset()
-	c.send(s)
-	return true
+	return c.send(s)
 }

@@ -5,15 +5,13 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"net"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
-
-	"github.com/qbackup/qbackup/internal/testtool"
 )
 
 // wantPattern wants n bytes at off to be those of an honest script.
@@ -61,133 +59,6 @@ func TestAClientIsAReaderAt(t *testing.T) {
 				t.Errorf("nothing: %d, %v", n, err)
 			}
 		})
-	}
-}
-
-// juggler answers reads in pieces, out of order, mixed with the pieces of other
-// requests, and ranges of zeros as holes. zero tells where the disk is zero.
-type juggler struct {
-	mu      sync.Mutex
-	r       *rand.Rand
-	waiting []([]byte) // chunks and simple replies that may go out in any order
-}
-
-const zeroEvery = 8192 // an odd multiple of it begins a range of zeros
-
-func juggled(off, n int64) []byte {
-	p := pattern(off, n)
-	for i := range p {
-		if (off+int64(i))/zeroEvery%2 == 1 {
-			p[i] = 0
-		}
-	}
-	return p
-}
-
-// take answers a read, later.
-func (j *juggler) take(q query) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	var chunks [][]byte
-	for at := q.off; at < q.off+q.n; {
-		n := min(q.off+q.n-at, 1+j.r.Int64N(3000))
-		if at/zeroEvery%2 == 1 {
-			n = min(n, zeroEvery-at%zeroEvery)
-			chunks = append(chunks, q.hole(0, at, n))
-		} else {
-			chunks = append(chunks, q.chunk(0, chunkData, be(uint64(at), juggled(at, n))))
-		}
-		at += n
-	}
-	j.r.Shuffle(len(chunks), func(a, b int) { chunks[a], chunks[b] = chunks[b], chunks[a] })
-	if j.r.IntN(2) == 0 {
-		chunks = append(chunks, q.none())
-	} else {
-		last := chunks[len(chunks)-1]
-		last[5] |= chunkDone
-	}
-	// The order within a request stays, so one goroutine per request would do; here
-	// they are merged at random.
-	merged := make([][]byte, 0, len(chunks)+len(j.waiting))
-	for len(chunks)+len(j.waiting) > 0 {
-		if j.r.IntN(len(chunks)+len(j.waiting)) < len(chunks) {
-			merged, chunks = append(merged, chunks[0]), chunks[1:]
-		} else {
-			merged, j.waiting = append(merged, j.waiting[0]), j.waiting[1:]
-		}
-	}
-	j.waiting = merged
-}
-
-// some gives a part of what waits.
-func (j *juggler) some() [][]byte {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	n := min(len(j.waiting), 1+j.r.IntN(8))
-	out := slices.Clone(j.waiting[:n])
-	j.waiting = j.waiting[n:]
-	return out
-}
-
-func TestRepliesInAnyOrderMakeTheRightBytes(t *testing.T) {
-	const size = 1 << 20
-	rounds := testtool.Count(40, 1000)
-	for seed := range uint64(testtool.Count(4, 40)) {
-		jugglers := make([]*juggler, 3)
-		stop := make(chan struct{})
-		var senders sync.WaitGroup
-		s := &script{size: size, flags: exportCanMultiConn, blocks: [][]uint32{nil, {512, 4096, 8192}}[seed%2]}
-		s.onRequest = func(s *scriptSession, q query) bool {
-			if q.command != commandRead {
-				return false
-			}
-			jugglers[s.number].take(q)
-			return true
-		}
-		s.onOption = func(s *scriptSession, option uint32, _ []byte) bool {
-			if option == optionGo {
-				j := &juggler{r: rand.New(rand.NewPCG(seed, uint64(s.number)))}
-				jugglers[s.number] = j
-				senders.Go(func() {
-					for {
-						select {
-						case <-stop:
-							return
-						default:
-							if out := j.some(); len(out) > 0 {
-								s.put(out...)
-							} else {
-								time.Sleep(20 * time.Microsecond)
-							}
-						}
-					}
-				})
-			}
-			return false
-		}
-		c := s.dial(t, Options{Connections: 3, InFlight: 5, RequestBytes: 5000})
-		var callers sync.WaitGroup
-		for i := range 4 {
-			callers.Go(func() {
-				r := rand.New(rand.NewPCG(seed, uint64(100+i)))
-				for range rounds {
-					off := r.Int64N(size)
-					n := min(size-off, 1+r.Int64N(60_000))
-					p := bytes.Repeat([]byte{0xcc}, int(n))
-					if got, err := c.ReadAt(p, off); err != nil || got != len(p) {
-						t.Errorf("seed %d: read %d at %d: %d, %v", seed, n, off, got, err)
-						return
-					}
-					if !bytes.Equal(p, juggled(off, n)) {
-						t.Errorf("seed %d: read %d at %d: wrong bytes", seed, n, off)
-						return
-					}
-				}
-			})
-		}
-		callers.Wait()
-		close(stop)
-		senders.Wait()
 	}
 }
 
@@ -366,27 +237,148 @@ func TestTheFirstOfSeveralErrorsIsGiven(t *testing.T) {
 	}
 }
 
-// TestAServerThatDoesNotListenIsLost has a server that has closed the direction
-// from us to it, and keeps the other one open.
-func TestAServerThatDoesNotListenIsLost(t *testing.T) {
-	deaf := make(chan struct{})
-	s := &script{size: 1 << 20}
-	s.onRequest = func(s *scriptSession, q query) bool {
-		s.put(q.data(chunkDone, q.off, q.n))
-		if err := s.Conn.(*net.UnixConn).CloseRead(); err != nil {
-			t.Error(err)
-		}
-		close(deaf)
-		<-t.Context().Done() // which comes before the cleanup
-		panic(hangUp{})
+// readLies are replies to a read of 1000 bytes at 1000 that no server may give.
+var readLies = map[string]func(q query) []byte{
+	"magic":                  func(q query) []byte { return be(uint32(1), make([]byte, 32)) },
+	"unknown cookie":         func(q query) []byte { q.cookie |= 1 << 15; return q.data(chunkDone, q.off, q.n) },
+	"cookie of another turn": func(q query) []byte { q.cookie += 1 << slotBits; return q.data(chunkDone, q.off, q.n) },
+	"cookie of nobody":       func(q query) []byte { q.cookie = 1<<64 - 1; return q.data(chunkDone, q.off, q.n) },
+	"two replies":            func(q query) []byte { return be(q.data(chunkDone, q.off, q.n), q.data(chunkDone, q.off, q.n)) },
+	"two ends":               func(q query) []byte { return be(q.data(chunkDone, q.off, q.n), q.none()) },
+	"simple reply":           func(q query) []byte { return be(simpleReply(0, q.cookie), pattern(q.off, q.n)) },
+	"simple reply, no one":   func(q query) []byte { return simpleReply(5, q.cookie|1<<15) },
+	"nothing":                func(q query) []byte { return q.none() },
+	"first byte missing":     func(q query) []byte { return q.data(chunkDone, q.off+1, q.n-1) },
+	"last byte missing":      func(q query) []byte { return q.data(chunkDone, q.off, q.n-1) },
+	"byte in the middle missing": func(q query) []byte {
+		return be(q.data(0, q.off, 500), q.data(chunkDone, q.off+501, q.n-501))
+	},
+	"a byte too much":        func(q query) []byte { return q.data(chunkDone, q.off, q.n+1) },
+	"a byte too early":       func(q query) []byte { return q.data(chunkDone, q.off-1, q.n) },
+	"same twice":             func(q query) []byte { return be(q.data(0, q.off, q.n), q.data(chunkDone, q.off, q.n)) },
+	"overlap by one":         func(q query) []byte { return be(q.data(0, q.off, 501), q.data(chunkDone, q.off+500, q.n-500)) },
+	"overlap by one, turned": func(q query) []byte { return be(q.data(0, q.off+500, q.n-500), q.data(chunkDone, q.off, 501)) },
+	"hole over data":         func(q query) []byte { return be(q.data(0, q.off, q.n), q.hole(chunkDone, q.off+1, 1)) },
+	"data over a hole":       func(q query) []byte { return be(q.hole(0, q.off, q.n), q.data(chunkDone, q.off+q.n-1, 1)) },
+	"huge hole":              func(q query) []byte { return q.hole(chunkDone, q.off, 1<<32-1) },
+	"hole of nothing":        func(q query) []byte { return q.hole(0, q.off, 0) },
+	"hole at 2^64-1":         func(q query) []byte { return q.hole(0, -1, 2) },
+	"hole at 2^63-1":         func(q query) []byte { return q.hole(0, 1<<63-1, 2) },
+	"hole of another length": func(q query) []byte { return q.chunk(0, chunkHole, make([]byte, 13)) },
+	"data without an offset": func(q query) []byte { return q.chunk(0, chunkData, make([]byte, 7)) },
+	"data without data":      func(q query) []byte { return q.chunk(0, chunkData, be(uint64(q.off))) },
+	"huge data": func(q query) []byte {
+		return be(uint32(magicStructured), uint16(0), uint16(chunkData), q.cookie, uint32(1<<32-1), uint64(q.off))
+	},
+	"none with bytes":    func(q query) []byte { return q.chunk(chunkDone, chunkNone, []byte{1}) },
+	"none in the middle": func(q query) []byte { return q.chunk(0, chunkNone, nil) },
+	"status":             func(q query) []byte { return q.status(chunkDone, firstID, 1000, 0) },
+	"type of tomorrow":   func(q query) []byte { return q.chunk(chunkDone, 6, make([]byte, 12)) },
+	"error of nothing":   func(q query) []byte { return q.refuse(chunkDone, 0, "fine") },
+	"error of zeros":     func(q query) []byte { return be(q.chunk(chunkDone, chunkError, make([]byte, 6))) },
+	"short error":        func(q query) []byte { return q.chunk(chunkDone, chunkError, make([]byte, 5)) },
+	"huge error": func(q query) []byte {
+		return be(uint32(magicStructured), uint16(0), uint16(chunkError), q.cookie, uint32(1<<31))
+	},
+	"text longer than the chunk": func(q query) []byte { return q.chunk(chunkDone, chunkError, be(uint32(5), uint16(4), "abc")) },
+	"error elsewhere": func(q query) []byte {
+		return q.chunk(chunkDone, chunkErrorOffset, be(uint32(5), uint16(0), uint64(q.off+q.n)))
+	},
+	"error without its place": func(q query) []byte {
+		return q.chunk(chunkDone, chunkErrorOffset, be(uint32(5), uint16(1), "12345678"))
+	},
+	"endless errors": func(q query) []byte { return bytes.Repeat(q.refuse(0, 5, ""), maxErrorChunks+1) },
+}
+
+func TestALieInAReplyEndsTheClient(t *testing.T) {
+	const inFlight = 4
+	for name, lie := range readLies {
+		t.Run(name, func(t *testing.T) {
+			var reads []query // the first is the one that is lied about
+			first := make(chan struct{})
+			s := &script{size: 1 << 20, contexts: []string{Allocation}, onRequest: func(s *scriptSession, q query) bool {
+				if q.command != commandRead {
+					return false
+				}
+				if reads = append(reads, q); len(reads) == 1 {
+					close(first)
+				}
+				if len(reads) == inFlight {
+					s.put(lie(reads[0]))
+				}
+				return true
+			}}
+			c := s.dial(t, Options{InFlight: inFlight, RequestBytes: 4096})
+			around := bytes.Repeat([]byte{0xcc}, 3000)
+			var callers sync.WaitGroup
+			callers.Go(func() {
+				_, err := c.ReadAt(around[1000:2000:2000], 1000)
+				if err != nil || !strings.HasPrefix(name, "two ") { // the first of two is right
+					wantError(t, err, ErrLost, ErrProtocol)
+				}
+			})
+			<-first
+			for i := range int64(2 * inFlight) { // some of them wait for room
+				callers.Go(func() {
+					_, err := c.ReadAt(make([]byte, 4096), 8192+i*4096)
+					wantError(t, err, ErrLost, ErrProtocol)
+				})
+			}
+			callers.Wait()
+			wantError(t, c.Err(), ErrLost, ErrProtocol)
+			_, err := c.ReadAt(make([]byte, 1), 0)
+			wantError(t, err, ErrLost, ErrProtocol)
+			guard := bytes.Repeat([]byte{0xcc}, 1000)
+			if !bytes.Equal(around[:1000], guard) || !bytes.Equal(around[2000:], guard) {
+				t.Error("bytes beside the buffer were written")
+			}
+		})
 	}
-	c := s.dial(t, Options{})
-	wantPattern(t, c, 0, 100)
-	<-deaf
-	start := time.Now()
-	_, err := c.ReadAt(make([]byte, 100), 0)
-	wantError(t, err, ErrLost)
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("took %v", took)
+}
+
+func TestAStructuredReplyThatWasNotAgreedOnEndsTheClient(t *testing.T) {
+	s := &script{size: 1 << 20, simple: true, onRequest: func(s *scriptSession, q query) bool {
+		s.put(q.data(chunkDone, q.off, q.n))
+		return true
+	}}
+	_, err := s.dial(t, Options{}).ReadAt(make([]byte, 100), 0)
+	wantError(t, err, ErrLost, ErrProtocol)
+}
+
+// TestScatteredRepliesAreBounded sends a read byte by byte, every second one
+// first.
+func TestScatteredRepliesAreBounded(t *testing.T) {
+	s := &script{size: 1 << 20, onRequest: func(s *scriptSession, q query) bool {
+		if q.command != commandRead {
+			return false
+		}
+		var p []byte
+		for i := int64(0); i < q.n; i += 2 {
+			p = append(p, q.data(0, q.off+i, 1)...)
+		}
+		for i := int64(1); i < q.n; i += 2 {
+			p = append(p, q.data(0, q.off+i, 1)...)
+		}
+		s.put(p, q.none())
+		return true
+	}}
+	c := s.dial(t, Options{RequestBytes: 2 * maxSpans})
+	wantPattern(t, c, 0, 2*maxSpans)
+	c = s.dial(t, Options{RequestBytes: 2*maxSpans + 2})
+	_, err := c.ReadAt(make([]byte, 2*maxSpans+2), 0)
+	wantError(t, err, ErrLost, ErrProtocol)
+}
+
+func TestErrorsOfTheServerHaveNames(t *testing.T) {
+	for errno, want := range map[uint32]error{
+		1: syscall.EPERM, 5: syscall.EIO, 12: syscall.ENOMEM, 22: syscall.EINVAL, 28: syscall.ENOSPC,
+		75: syscall.EOVERFLOW, 95: syscall.ENOTSUP, 108: syscall.ESHUTDOWN,
+	} {
+		if err := error(&Error{Errno: errno}); !errors.Is(err, want) {
+			t.Errorf("%d is %v", errno, err)
+		}
+	}
+	if err := (&Error{Errno: 77, Text: "odd"}); err.Error() != "NBD server: error 77: odd" || err.Unwrap() != nil {
+		t.Errorf("%v, %v", err, err.Unwrap())
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -14,18 +13,6 @@ import (
 
 	"github.com/qbackup/qbackup/internal/testtool"
 )
-
-// folder is a folder whose path is short enough for a socket in it, which may
-// have 107 bytes.
-func folder(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "nbd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
 
 // serve runs a server until the test ends, and comes back when it listens.
 func serve(t testing.TB, at Address, program string, args ...string) *exec.Cmd {

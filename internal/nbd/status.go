@@ -105,10 +105,7 @@ func (c *Client) ask(ctx context.Context, place int, at, end int64) (answer, err
 	if rest := n % block; rest > 0 {
 		n = min(n+block-rest, c.export.size-off)
 	}
-	s, err := c.slot(ctx.Done())
-	if err != nil {
-		return answer{}, err
-	}
+	s := c.slot(ctx.Done())
 	if s == nil {
 		return answer{}, ctx.Err()
 	}
