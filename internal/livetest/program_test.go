@@ -156,6 +156,16 @@ func (h *host) content(machine string, point ident.RunID, disk string) []byte {
 	return b
 }
 
+// mode is how a disk came into a point.
+func (h *host) mode(machine string, point ident.RunID, disk string) string {
+	h.t.Helper()
+	p, err := h.repo.OpenPoint(context.Background(), ident.MachineName(machine), point)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return p.Record().Disk(disk).Mode
+}
+
 // points are the ids of a machine's points, oldest first.
 func (h *host) points(machine string) []ident.RunID {
 	h.t.Helper()
