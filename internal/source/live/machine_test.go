@@ -363,6 +363,44 @@ func TestAJobThatSomebodyEndsIsNoticed(t *testing.T) {
 	d.tidy()
 }
 
+func TestAnExportThatSomebodyEndsIsNoticed(t *testing.T) {
+	d := newDaemon(t)
+	a := d.image("a.qcow2")
+	write(t, a, "write -P 1 0 4M")
+	d.start(blockdev(a))
+	c := d.freeze(d.machine(), 2, source.Base{AddFamily: true})
+	d.must("block-export-del", map[string]any{"id": "qb1-disk-0", "mode": "hard"})
+	disk := c.Disks()[0]
+	if _, err := disk.ReadAt(make([]byte, mib), 0); !errors.Is(err, source.ErrGone) || !errors.Is(err, source.ErrUnusable) {
+		t.Errorf("read: %v", err)
+	}
+	if _, err := extent.Collect(disk.Extents(t.Context())); !errors.Is(err, source.ErrGone) {
+		t.Errorf("extents: %v", err)
+	}
+	if err := c.Confirm(t.Context()); !errors.Is(err, source.ErrGone) {
+		t.Errorf("confirm: %v", err)
+	}
+	if err := c.Abort(t.Context()); err != nil {
+		t.Error(err)
+	}
+	d.tidy()
+}
+
+func TestTwoDisksOnOneFileAreRefused(t *testing.T) {
+	d := newDaemon(t)
+	a := filepath.Join(d.dir, "a.raw")
+	testtool.Run(t, "qemu-img", "create", "-q", "-f", "raw", a, "1M")
+	link := filepath.Join(d.dir, "b.raw")
+	if err := os.Link(a, link); err != nil {
+		t.Fatal(err)
+	}
+	raw := "driver=raw,file.driver=file,file.locking=off,file.filename="
+	d.start(raw+a, raw+link)
+	if _, err := d.machine().Inspect(t.Context()); !errors.Is(err, source.ErrUnusable) || !strings.Contains(err.Error(), "two disks on this file") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestBadCallsAreRefused(t *testing.T) {
 	d := newDaemon(t)
 	d.start(blockdev(d.image("a.qcow2")))
