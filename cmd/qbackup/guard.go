@@ -111,6 +111,10 @@ func (p *program) guardDomain(ctx context.Context, id string, actions map[string
 }
 
 func (p *program) startGuard(ctx context.Context, id string, actions map[string]guard.Action, c cleanup) (*guard.Guard, error) {
+	// The state directory above the guard's folder is made first: it has its own rights.
+	if _, err := p.openState(false); err != nil {
+		return nil, err
+	}
 	dir, err := p.guardDir()
 	if err != nil {
 		return nil, err

@@ -126,7 +126,7 @@ func (p *program) chooseRunning(ctx context.Context, m *chosenMachine, f machine
 			return err
 		}
 	}
-	if f.freeze != freezeOff && f.agent != "" {
+	if m.guard != nil && f.freeze != freezeOff && f.agent != "" {
 		o.Freezer, o.FreezeRequired = &freezer{m.guard, f.freezeBudget}, f.freeze == freezeRequire
 	}
 	m.open = func(family ident.FamilyID) source.Machine {

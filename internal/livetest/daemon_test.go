@@ -27,6 +27,7 @@ type machine struct {
 	images   []string // paths
 	disks    []string // names
 	emulated bool
+	runas    string // UID:GID that an emulator gives its rights up for; empty: it keeps them
 	process  *exec.Cmd
 	mounts   []string
 	files    []*os.File   // what the guest writes to

@@ -26,6 +26,9 @@ func (m *machine) startEmulator() {
 	t := m.h.t
 	t.Helper()
 	args := []string{"-display", "none", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "64", "-S"}
+	if m.runas != "" {
+		args = append(args, "-runas", m.runas)
+	}
 	hands := m.h.path(m.name + ".hands")
 	for _, socket := range []string{m.monitor(), m.spare(), hands} {
 		args = append(args, "-qmp", "unix:"+socket+",server=on,wait=off")

@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,9 +114,9 @@ func absolute(dir string) (string, error) {
 	return abs, nil
 }
 
-// makeFolder creates a folder and its parents for the owner only, and syncs the
-// parent, so that a file synced inside it later can be found after a crash.
-func makeFolder(dir string) error {
+// makeFolder creates a folder and its parents, and syncs the parent, so that a file
+// synced inside it later can be found after a crash.
+func makeFolder(dir string, mode fs.FileMode) error {
 	if info, err := os.Stat(dir); err == nil {
 		if !info.IsDir() {
 			return fmt.Errorf("%s is not a directory", dir)
@@ -126,11 +127,11 @@ func makeFolder(dir string) error {
 	}
 	parent := filepath.Dir(dir)
 	if parent != dir {
-		if err := makeFolder(parent); err != nil {
+		if err := makeFolder(parent, mode); err != nil {
 			return err
 		}
 	}
-	if err := os.Mkdir(dir, folderMode); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	return syncFolder(parent)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -31,10 +32,16 @@ type State struct {
 	report func(error)
 }
 
-// Open makes the state directory when needed, unless it is only to be read.
+// Open makes the state directory when needed, unless it is only to be read. When root
+// makes it, others may pass through it, and no more: QEMU mostly is another user, and
+// has to reach the folder for scratch files. What else is in it is for the owner only.
 func Open(dir string, o Options) (*State, error) {
 	if !o.ReadOnly {
-		if err := makeFolder(filepath.Join(dir, repositoriesFolder)); err != nil {
+		mode := fs.FileMode(folderMode)
+		if os.Geteuid() == 0 {
+			mode = passedMode
+		}
+		if err := errors.Join(makeFolder(dir, mode), makeFolder(filepath.Join(dir, repositoriesFolder), folderMode)); err != nil {
 			return nil, fmt.Errorf("open state directory: %w (choose another with --state-dir or QBACKUP_STATE_DIR)", err)
 		}
 	}
@@ -146,7 +153,7 @@ func (s *State) write(path string, v any) error {
 		return err
 	}
 	folder := filepath.Dir(path)
-	if err := makeFolder(folder); err != nil {
+	if err := makeFolder(folder, folderMode); err != nil {
 		return err
 	}
 	// CreateTemp gives mode 0600.

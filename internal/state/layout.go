@@ -11,6 +11,7 @@ import "time"
 //	cache/                                              only when asked for
 //	run/                                                only when asked for
 //	scratch/                                            what QEMU keeps while a running machine is backed up
+//	guards/                                             what guards have to undo, see package guard
 const (
 	repositoriesFolder = "repositories"
 	machinesFolder     = "machines"
@@ -22,6 +23,7 @@ const (
 	scratchFolder      = "scratch"
 
 	folderMode = 0o700
+	passedMode = 0o711 // of root's state directory
 	fileMode   = 0o600
 
 	// fileVersion is raised when an older program would misread a file. A file

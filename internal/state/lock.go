@@ -51,7 +51,7 @@ func (m *Machine) Lock(now time.Time) (unlock func(), err error) {
 
 // LockFile takes a lock that is a file, made when it is not there, in the same way.
 func LockFile(path string, now time.Time) (unlock func(), err error) {
-	if err := makeFolder(filepath.Dir(path)); err != nil {
+	if err := makeFolder(filepath.Dir(path), folderMode); err != nil {
 		return nil, fmt.Errorf("lock machine: %w", err)
 	}
 	// The file is never removed: a process that waits on an unlinked file and
