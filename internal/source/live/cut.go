@@ -20,7 +20,7 @@ type cut struct {
 	run     ident.RunID
 	disks   []*disk
 	space   *scratch.Space
-	watch   *exported.Watch // nil until everything stands
+	watch   *exported.Watch // nil until QEMU has the point in time
 
 	begun   bool          // QEMU may hold the point in time, and new bitmaps
 	serving bool          // QEMU's NBD server is ours

@@ -24,11 +24,14 @@ func (m *Machine) Freeze(ctx context.Context, run ident.RunID, bases []source.Ba
 		return nil, err
 	}
 	c := &cut{session: s, run: run}
-	if err := c.begin(ctx, m, bases); err != nil {
+	err = c.begin(ctx, m, bases)
+	if why := c.watch.Err(); why != nil {
+		err = why // what the watch ended may have made the rest fail
+	}
+	if err != nil {
 		err = s.explain(err)
 		return nil, errors.Join(err, c.Abort(ctx))
 	}
-	c.watch = exported.StartWatch(c.look, c.giveUp)
 	return c, nil
 }
 
@@ -58,10 +61,13 @@ func (c *cut) begin(ctx context.Context, m *Machine, bases []source.Base) error 
 	if err := c.prepare(ctx, m.options.Family); err != nil {
 		return fmt.Errorf("prepare the scratch images: %w", err)
 	}
+	if c.socket, err = newSocketFolder(m.options.RuntimeDir, m.options.Family, s.monitor.PeerUID()); err != nil {
+		return fmt.Errorf("make a folder for QEMU's NBD socket: %w", err)
+	}
 	if err := c.instant(ctx, m.options); err != nil {
 		return err
 	}
-	if err := c.export(ctx, m.options); err != nil {
+	if err := c.export(ctx); err != nil {
 		return fmt.Errorf("export the disks: %w", err)
 	}
 	return c.connect(ctx)
@@ -118,6 +124,10 @@ func (c *cut) instant(ctx context.Context, o Options) error {
 	err := c.session.transaction(ctx, c.actions())
 	// From here on QEMU may hold the cut, whatever it said.
 	c.begun = true
+	if err == nil {
+		// Before all that can take its time: QEMU is using scratch space now.
+		c.watch = exported.StartWatch(c.look, c.giveUp)
+	}
 	if frozen {
 		how, thawErr := o.Freezer.Thaw(context.WithoutCancel(ctx))
 		if thawErr != nil {
@@ -163,12 +173,8 @@ func (c *cut) actions() []action {
 }
 
 // export lets QEMU serve the disks as they were. A QEMU has one NBD server.
-func (c *cut) export(ctx context.Context, o Options) error {
+func (c *cut) export(ctx context.Context) error {
 	s := c.session
-	var err error
-	if c.socket, err = newSocketFolder(o.RuntimeDir, o.Family, s.monitor.PeerUID()); err != nil {
-		return err
-	}
 	start := args{"addr": args{"type": "unix", "data": args{"path": c.socket.path}}}
 	if s.features.maxConnections {
 		start["max-connections"] = 0 // no limit: a disk has several

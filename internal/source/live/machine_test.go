@@ -7,9 +7,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/qbackup/qbackup/internal/extent"
 	"github.com/qbackup/qbackup/internal/repo/format"
@@ -438,4 +441,73 @@ func TestAReaderSeesTheDiskAsItWas(t *testing.T) {
 	if n, err := c.Disks()[0].ReadAt(b[:10], 4*mib-3); n != 3 || err == nil {
 		t.Errorf("at the end: %d, %v", n, err)
 	}
+}
+
+// slowThaw is a freezer whose guest thaws late.
+type slowThaw struct{ thaw func() }
+
+func (s slowThaw) Freeze(context.Context) error { return nil }
+func (s slowThaw) Thaw(context.Context) (source.Frozen, error) {
+	s.thaw()
+	return source.Frozen{}, nil
+}
+
+func TestScratchSpaceIsWatchedFromThePointInTimeOn(t *testing.T) {
+	d := newDaemon(t)
+	d.start(blockdev(d.image("a.qcow2")))
+	m := d.machine()
+	dir := m.options.ScratchDir
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	jobs := -1
+	m.options.Freezer = slowThaw{func() {
+		if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, 30*mib), 0o600); err != nil {
+			t.Error(err)
+		}
+		for deadline := time.Now().Add(5 * time.Second); jobs != 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			var list []jobInfo
+			if err := d.ask("query-jobs", nil, &list); err != nil {
+				t.Error(err)
+			}
+			jobs = len(slices.DeleteFunc(list, func(j jobInfo) bool { return j.Status == jobConcluded }))
+		}
+	}}
+	d.inspect(m)
+	_, err := m.Freeze(t.Context(), testRun(1), []source.Base{{Disk: "a", Family: testFamily, AddFamily: true}})
+	if !errors.Is(err, source.ErrScratch) {
+		t.Errorf("freeze: %v", err)
+	}
+	if jobs != 0 {
+		t.Error("the job went on without room for what the guest overwrites")
+	}
+	if got := d.bitmaps("d0"); len(got) != 0 {
+		t.Errorf("bitmaps %v", got)
+	}
+	if err := os.Remove(filepath.Join(dir, "filler")); err != nil {
+		t.Fatal(err)
+	}
+	d.tidy()
+}
+
+func TestABitmapThatStoppedRecordingSinceItWasInspectedIsNotContinued(t *testing.T) {
+	d := newDaemon(t)
+	a := d.image("a.qcow2")
+	testtool.Run(t, "qemu-img", "bitmap", "--add", a, bitmapOf(1, 0))
+	d.start(blockdev(a))
+	m := d.machine()
+	d.inspect(m)
+	d.must("block-dirty-bitmap-disable", map[string]any{"node": "d0", "name": bitmapOf(1, 0)})
+	c, err := m.Freeze(t.Context(), testRun(2), []source.Base{{Disk: "a", Run: testRun(1), Family: testFamily}})
+	if err == nil {
+		_ = c.Abort(t.Context())
+	}
+	if !errors.Is(err, source.ErrChanged) || !strings.Contains(err.Error(), "bitmaps") {
+		t.Errorf("%v", err)
+	}
+	d.tidy()
 }

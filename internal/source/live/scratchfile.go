@@ -46,7 +46,7 @@ func (c *cut) prepare(ctx context.Context, family ident.FamilyID) error {
 
 // makeScratch makes an empty image that QEMU's user may write to.
 func makeScratch(dir string, family ident.FamilyID, sizeBytes int64, uid int) (path string, err error) {
-	if err := scratch.CheckReach(dir, uid); err != nil {
+	if err := scratch.CheckReach(dir, uid, scratch.PlaceFlag); err != nil {
 		return "", err
 	}
 	f, err := os.CreateTemp(dir, filePrefix(family)+"*.qcow2")
@@ -105,7 +105,7 @@ func newSocketFolder(runtimeDir string, family ident.FamilyID, uid int) (*socket
 	if err := os.MkdirAll(runtimeDir, 0o711); err != nil {
 		return nil, err
 	}
-	if err := scratch.CheckReach(runtimeDir, uid); err != nil {
+	if err := scratch.CheckReach(runtimeDir, uid, "RUNTIME_DIRECTORY or --state-dir"); err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp(runtimeDir, filePrefix(family))

@@ -21,8 +21,8 @@ type found struct {
 	node     string // that the point in time is taken of
 	// mergeable are those of our bitmaps whose bits can be copied now.
 	mergeable []string
-	// family are all of ours.
-	family []string
+	// family are all of ours, and recording those that the guest's writes go to.
+	family, recording []string
 }
 
 // survey describes the disks of the machine.
@@ -276,6 +276,9 @@ func (d *found) addBitmaps(n nodeInfo, family ident.FamilyID) {
 				one.DirtyBytes = b.DirtyBytes
 				d.mergeable = append(d.mergeable, b.Name)
 			}
+			if one.Recording {
+				d.recording = append(d.recording, b.Name)
+			}
 			if e.Facts.GranularityBytes == 0 {
 				e.Facts.GranularityBytes = b.Granularity
 			}
@@ -298,7 +301,7 @@ func (d found) difference(now found) string {
 		return fmt.Sprintf("it has %d bytes instead of %d", is.SizeBytes, was.SizeBytes)
 	case was.Path != is.Path || d.node != now.node:
 		return "another image lies on top of it"
-	case !slices.Equal(d.family, now.family) || !slices.Equal(d.mergeable, now.mergeable):
+	case !slices.Equal(d.family, now.family) || !slices.Equal(d.mergeable, now.mergeable) || !slices.Equal(d.recording, now.recording):
 		return "its bitmaps have changed"
 	case len(was.Facts.Chain) != len(is.Facts.Chain):
 		return "its chain of backing files has changed"

@@ -30,7 +30,7 @@ func TestAFolderThatQEMUMayNotEnterIsFoundOut(t *testing.T) {
 		if err := os.Chmod(top, c.mode); err != nil {
 			t.Fatal(err)
 		}
-		err := CheckReach(dir, c.uid)
+		err := CheckReach(dir, c.uid, PlaceFlag)
 		if (err == nil) != c.ok {
 			t.Errorf("mode %o, user %d: %v", c.mode, c.uid, err)
 		}
@@ -38,7 +38,7 @@ func TestAFolderThatQEMUMayNotEnterIsFoundOut(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
-	if err := CheckReach(filepath.Join(top, "none"), stranger); !errors.Is(err, fs.ErrNotExist) {
+	if err := CheckReach(filepath.Join(top, "none"), stranger, PlaceFlag); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
 }

@@ -22,6 +22,9 @@ const (
 	floorMax   = 1 << 30
 )
 
+// PlaceFlag is how an operator names another folder for scratch files.
+const PlaceFlag = "--scratch-dir"
+
 // Space is the folder for scratch files.
 type Space struct {
 	dir        string
@@ -145,5 +148,5 @@ func (s *Space) Full(room int64) error {
 	return &source.UsableError{Path: s.dir,
 		Err: fmt.Errorf("%w: %s free, and %s of that are left alone", source.ErrScratch,
 			humanize.IBytes(uint64(max(room+s.floorBytes, 0))), humanize.IBytes(uint64(s.floorBytes))),
-		Hint: "a backup of a running machine keeps there what the guest overwrites meanwhile; free some space, or name a larger place with --scratch-dir"}
+		Hint: "a backup of a running machine keeps there what the guest overwrites meanwhile; free some space, or name a larger place with " + PlaceFlag}
 }

@@ -45,7 +45,7 @@ func (c *cut) begin(ctx context.Context, bases []source.Base) error {
 	if c.space, err = scratch.Open(m.o.ScratchDir, m.o.ScratchFloorBytes); err != nil {
 		return err
 	}
-	if err := scratch.CheckReach(c.space.Dir(), d.owner); err != nil {
+	if err := scratch.CheckReach(c.space.Dir(), d.owner, scratch.PlaceFlag); err != nil {
 		return err
 	}
 	answers, err := m.virsh.all(ctx, ask(d.uuid, queryNodes), listCheckpoints(d.uuid))

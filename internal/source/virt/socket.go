@@ -53,7 +53,7 @@ func ownPlace(dir string, family ident.FamilyID, owner int) (*socketPlace, error
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
-	if err := scratch.CheckReach(dir, owner); err != nil {
+	if err := scratch.CheckReach(dir, owner, "RUNTIME_DIRECTORY or --state-dir"); err != nil {
 		return nil, err
 	}
 	folder := filepath.Join(dir, ident.BitmapPrefix+family.String())
