@@ -83,9 +83,10 @@ const (
 )
 
 type exportInfo struct {
-	ID   string `json:"id"`
-	Type string `json:"type"`
-	Node string `json:"node-name"`
+	ID     string `json:"id"`
+	Type   string `json:"type"`
+	Node   string `json:"node-name"`
+	Ending bool   `json:"shutting-down"`
 }
 
 // nodes lists all block nodes, backing files among them.

@@ -7,22 +7,25 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/qmp"
 	"github.com/qbackup/qbackup/internal/source/exported"
+	"github.com/qbackup/qbackup/internal/state"
 )
 
 // Recover takes down what a dead run has left in the QEMU behind a monitor. Bitmaps
 // stay: the next run knows from the repository which of them are needed.
 func Recover(ctx context.Context, monitor string) error {
 	s, err := open(ctx, monitor, &qemu{})
-	if errors.Is(err, source.ErrMonitor) {
-		return nil // a QEMU that cannot be asked is gone, or cleaned up after by the next run
+	if errors.Is(err, qmp.ErrNobody) {
+		return nil // what was in it ended with it
 	}
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	if err := s.lock(ctx, lockTime); err != nil {
+	if err := s.lock(ctx, lockTime); errors.Is(err, state.ErrBusy) {
+		return nil // a run that lives has taken it down when it began
+	} else if err != nil {
 		return err
 	}
 	return s.recover(ctx)
@@ -98,7 +101,7 @@ func (s *session) takeDown(ctx context.Context, serving bool) error {
 		}
 	}
 	for _, id := range left.exports {
-		try("end the export "+id, s.endExport(ctx, id))
+		try("end the export "+id, s.hangUp(ctx, id))
 	}
 	if !s.features.blockExports {
 		s.removeExports(ctx, left.jobs)
@@ -106,7 +109,15 @@ func (s *session) takeDown(ctx context.Context, serving bool) error {
 	if all != nil {
 		return all // what follows would meet clients
 	}
+	// Only now: QEMU may be waiting to get rid of an answer that nobody reads any more,
+	// and has let go of the clients.
 	try("close the ends of connections", s.closeEnds(ctx))
+	for _, id := range left.exports {
+		try("end the export "+id, s.awaitEnd(ctx, id))
+	}
+	if all != nil {
+		return all
+	}
 	if serving {
 		// It may not have been started, or be stopped already.
 		err := s.do(ctx, "nbd-server-stop", nil, nil)
@@ -123,11 +134,24 @@ func (s *session) takeDown(ctx context.Context, serving bool) error {
 	return all
 }
 
-// endExport ends an export and waits until it is gone.
-func (s *session) endExport(ctx context.Context, id string) error {
-	if err := s.do(ctx, "block-export-del", args{"id": id, "mode": "hard"}, nil); err != nil {
+// hangUp makes QEMU end an export and drop its clients. That an earlier try has
+// already done so is as good.
+func (s *session) hangUp(ctx context.Context, id string) error {
+	err := s.do(ctx, "block-export-del", args{"id": id, "mode": "hard"}, nil)
+	var refused *qmp.Error
+	if !errors.As(err, &refused) {
 		return err
 	}
+	list, listErr := s.exports(ctx)
+	at := slices.IndexFunc(list, func(x exportInfo) bool { return x.ID == id })
+	if listErr == nil && (at < 0 || list[at].Ending) {
+		return nil
+	}
+	return err
+}
+
+// awaitEnd waits until an export is gone.
+func (s *session) awaitEnd(ctx context.Context, id string) error {
 	return exported.Until(ctx, func() (bool, error) {
 		list, err := s.exports(ctx)
 		return !slices.ContainsFunc(list, func(x exportInfo) bool { return x.ID == id }), err
