@@ -60,8 +60,8 @@ func (p *program) thawCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "thaw",
 		Short: "Thaw or resume machines that a killed backup left frozen or suspended",
-		Long: `Thaw or resume machines that a backup left frozen or suspended. A backup that dies is followed by a guard process
-that does so within moments; this is for the death of both. Every backup does it, too, when it starts.`,
+		Long: `Thaw or resume machines that a backup left frozen or suspended, and take down what it left in their QEMU. A backup that dies is
+followed by a guard process that does so within moments; this is for the death of both. Every backup does it, too, when it starts.`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return p.thaw(c.Context(), true) },
 	}
@@ -73,12 +73,16 @@ func (p *program) thaw(ctx context.Context, asked bool) error {
 	if err != nil {
 		return err
 	}
-	undone, err := guard.Recover(ctx, dir)
+	undone, err := guard.Recover(ctx, dir, cleanUp)
 	for _, r := range undone {
+		if r.Name == guard.NameCleanup {
+			p.warn("took down what a backup that died had left in a machine; it began at %s", r.Since.Format(time.RFC3339))
+			continue
+		}
 		p.warn("undid %s of %s, in force since %s", r.Name, r.ID, r.Since.Format(time.RFC3339))
 	}
 	if asked && len(undone) == 0 && err == nil {
-		p.say("nothing is frozen or suspended")
+		p.say("nothing is frozen or suspended, or left in a machine")
 	}
 	return err
 }

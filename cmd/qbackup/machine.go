@@ -65,11 +65,17 @@ type chosenMachine struct {
 	open func(ident.FamilyID) source.Machine
 	// guard undoes what would hurt the machine if we died; nil: nothing can.
 	guard *guard.Guard
+	// left tells whether something of ours may still be in the machine; nil: no.
+	left func() bool
 }
 
 // close ends what was started for the machine.
 func (m *chosenMachine) close() error {
 	if m.guard == nil {
+		return nil
+	}
+	if m.left != nil && m.left() {
+		m.guard.Leave()
 		return nil
 	}
 	return m.guard.Done()
@@ -131,7 +137,9 @@ func (p *program) chooseRunning(ctx context.Context, m *chosenMachine, f machine
 	}
 	m.open = func(family ident.FamilyID) source.Machine {
 		o.Family = family
-		return live.New(o)
+		machine := live.New(o)
+		m.left = machine.Left
+		return machine
 	}
 	return nil
 }

@@ -171,7 +171,7 @@ func TestBothAreKilled(t *testing.T) {
 		v.kill()
 		eventually(t, "the guard has ended", func() bool { return !alive(v.guard) })
 		eventually(t, "recovered", func() bool { // the kernel may still be busy with its threads
-			if _, err := Recover(t.Context(), w.spec.Folder); err != nil {
+			if _, err := Recover(t.Context(), w.spec.Folder, nil); err != nil {
 				t.Fatal(err)
 			}
 			frozen, _ := w.machine.state()
@@ -179,6 +179,17 @@ func TestBothAreKilled(t *testing.T) {
 		})
 		if w.cleanedUp() != 0 {
 			t.Error("who has cleaned up?")
+		}
+		cleaned := 0
+		eventually(t, "cleaned up", func() bool {
+			_, err := Recover(t.Context(), w.spec.Folder, func(_ context.Context, raw json.RawMessage) error {
+				cleaned++
+				return json.Unmarshal(raw, &testCleanup{})
+			})
+			return err == nil && cleaned > 0
+		})
+		if cleaned != 1 || len(w.allMarkers()) > len(w.markers()) {
+			t.Errorf("cleaned up %d times, left %v", cleaned, w.allMarkers())
 		}
 		if t.Failed() {
 			t.Fatalf("round %d", n)

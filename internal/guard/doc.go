@@ -23,8 +23,8 @@
 //
 // Nobody guards the guard but its parent, which undoes things itself when the guard
 // dies. For the death of both there is the marker: a file that says what is to be
-// undone, there from before the thing is done until it is undone, locked by the guard
-// that lives. Recover undoes what the markers without a guard say. A marker from before
+// undone or cleaned up, there from before the thing is done until it is undone, locked by the
+// guard that lives. Recover undoes what the markers without a guard say. A marker from before
 // the last restart of the host is worth nothing: the machines have ended with the host.
 //
 // It leaves to others what is done (qmp.Agent and the programs in the spec), which

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -293,6 +294,12 @@ func (w *world) done(g *Guard) {
 
 // markers are the names of the files in the folder.
 func (w *world) markers() []string {
+	w.t.Helper()
+	return slices.DeleteFunc(w.allMarkers(), func(name string) bool { return strings.HasSuffix(name, "-"+NameCleanup+markerSuffix) })
+}
+
+// allMarkers are those of cleanups, too, which are there while a guard lives.
+func (w *world) allMarkers() []string {
 	w.t.Helper()
 	entries, err := os.ReadDir(w.spec.Folder)
 	if err != nil && !os.IsNotExist(err) {

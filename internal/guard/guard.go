@@ -144,6 +144,16 @@ func (g *Guard) Done() error {
 	return nil
 }
 
+// Leave is for a parent that could not take away itself what Hooks.Cleanup would: the
+// guard does what it does after the parent's death, and is not waited for. Nothing may be
+// called after it.
+func (g *Guard) Leave() {
+	g.mu.Lock()
+	g.done = true
+	g.mu.Unlock()
+	_ = g.stdin.Close()
+}
+
 // Pid is the guard's process.
 func (g *Guard) Pid() int { return g.cmd.Process.Pid }
 
@@ -244,8 +254,10 @@ func (g *Guard) undo() error {
 		paths, err := markersIn(g.spec.Folder, g.spec.ID)
 		failed := []error{err}
 		for _, path := range paths {
-			_, err := recoverOne(ctx, path)
-			failed = append(failed, err)
+			_, err := recoverOne(ctx, path, nil)
+			if !errors.Is(err, errLives) { // what is to be cleaned up is ours, and we live
+				failed = append(failed, err)
+			}
 		}
 		return errors.Join(failed...)
 	})

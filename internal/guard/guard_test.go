@@ -37,7 +37,7 @@ func TestAThingIsHeldUntilItIsReleased(t *testing.T) {
 		if got := w.markers(); len(got) != 1 || got[0] != "run-1-freeze.held" {
 			t.Fatalf("markers %v", got)
 		}
-		if undone, err := Recover(t.Context(), w.spec.Folder); len(undone) > 0 || err != nil {
+		if undone, err := Recover(t.Context(), w.spec.Folder, nil); len(undone) > 0 || err != nil {
 			t.Fatalf("the marker of a guard that lives: %v, %v", undone, err)
 		}
 		r := w.release(g, "freeze")
@@ -361,12 +361,12 @@ func TestWhatCannotBeUndoneIsSaidAndLeftToRecover(t *testing.T) {
 	if err := g.Done(); err != nil { // Release has said it
 		t.Error(err)
 	}
-	_, err := Recover(t.Context(), w.spec.Folder)
+	_, err := Recover(t.Context(), w.spec.Folder, nil)
 	if !errors.Is(err, ErrNotUndone) || !strings.Contains(err.Error(), w.markers()[0]) {
 		t.Errorf("%v", err)
 	}
 	broken.Store(false)
-	undone, err := Recover(t.Context(), w.spec.Folder)
+	undone, err := Recover(t.Context(), w.spec.Folder, nil)
 	if err != nil || len(undone) != 1 || undone[0].ID != "run-1" || undone[0].Name != "freeze" || time.Since(undone[0].Since) > time.Minute {
 		t.Errorf("%v, %v", undone, err)
 	}

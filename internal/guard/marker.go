@@ -31,6 +31,8 @@ type note struct {
 	Name    string    `json:"name"`
 	Since   time.Time `json:"since"`
 	Action  Action    `json:"action"`
+	// Cleanup is set instead of Action in the marker of what is to be cleaned up.
+	Cleanup json.RawMessage `json:"cleanup,omitempty"`
 }
 
 // marker is a file that is locked as long as it is open.
@@ -128,6 +130,9 @@ func parseNote(text []byte) (note, error) {
 	}
 	if n.Version != markerVersion {
 		return note{}, fmt.Errorf("%w: its version is %d", ErrDamaged, n.Version)
+	}
+	if n.Cleanup != nil {
+		return n, nil
 	}
 	if err := n.Action.check(); err != nil {
 		return note{}, fmt.Errorf("%w: %w", ErrDamaged, err)

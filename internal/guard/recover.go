@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"strings"
 	"time"
 )
+
+// recoverTry is how long one thing is tried.
+const recoverTry = 55 * time.Second
 
 // Recovered is a thing that a dead guard had left in force.
 type Recovered struct {
@@ -20,8 +24,8 @@ type Recovered struct {
 // Recover undoes what dead guards have left, by the markers in a folder, and removes
 // the markers. One whose guard lives is left to it. Each thing is tried once, for less
 // than a minute; one that cannot be undone keeps its marker, and is an ErrNotUndone. A
-// folder that is not there holds nothing.
-func Recover(ctx context.Context, folder string) ([]Recovered, error) {
+// folder that is not there holds nothing. cleanup does what Hooks.Cleanup does.
+func Recover(ctx context.Context, folder string, cleanup func(context.Context, json.RawMessage) error) ([]Recovered, error) {
 	paths, err := markersIn(folder, "")
 	if err != nil {
 		return nil, fmt.Errorf("look for what dead guards have left: %w", err)
@@ -29,7 +33,7 @@ func Recover(ctx context.Context, folder string) ([]Recovered, error) {
 	var undone []Recovered
 	var failed []error
 	for _, path := range paths {
-		r, err := recoverOne(ctx, path)
+		r, err := recoverOne(ctx, path, cleanup)
 		switch {
 		case errors.Is(err, errLives):
 		case err != nil:
@@ -73,8 +77,8 @@ func markersIn(folder, id string) ([]string, error) {
 }
 
 // recoverOne undoes what a marker says. nil, nil: there was nothing to undo. The error
-// is errLives when that is not ours to do.
-func recoverOne(ctx context.Context, path string) (*Recovered, error) {
+// is errLives when that is not ours to do, as without cleanup a cleanup is not.
+func recoverOne(ctx context.Context, path string, cleanup func(context.Context, json.RawMessage) error) (*Recovered, error) {
 	m, err := takeMarker(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -92,11 +96,26 @@ func recoverOne(ctx context.Context, path string) (*Recovered, error) {
 	case n.Boot != bootID():
 		return nil, m.remove()
 	}
-	d := n.Action.deed()
-	defer d.close()
-	if _, err := d.undo(ctx); err != nil {
+	undo := n.undo
+	if n.Cleanup != nil {
+		if cleanup == nil {
+			return nil, errors.Join(errLives, m.leave())
+		}
+		undo = func(ctx context.Context) error { return cleanup(ctx, n.Cleanup) }
+	}
+	ctx, cancel := context.WithTimeout(ctx, recoverTry)
+	defer cancel()
+	if err := undo(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s, held since %s: %w: %w (when the machine is known to run, remove %s)",
 			n.Name, n.Since.Format(time.RFC3339), ErrNotUndone, err, path), m.leave())
 	}
 	return &Recovered{ID: n.ID, Name: n.Name, Since: n.Since}, m.remove()
+}
+
+// undo undoes what was held.
+func (n note) undo(ctx context.Context) error {
+	d := n.Action.deed()
+	defer d.close()
+	_, err := d.undo(ctx)
+	return err
 }

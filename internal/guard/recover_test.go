@@ -41,7 +41,7 @@ func (w *world) leave(name string, change func(*note)) string {
 
 func TestMarkersWithoutAGuard(t *testing.T) {
 	w := newWorld(t, nil)
-	if undone, err := Recover(t.Context(), w.spec.Folder); undone != nil || err != nil {
+	if undone, err := Recover(t.Context(), w.spec.Folder, nil); undone != nil || err != nil {
 		t.Fatalf("no folder: %v, %v", undone, err)
 	}
 	suspend := func() {
@@ -52,7 +52,7 @@ func TestMarkersWithoutAGuard(t *testing.T) {
 	suspend()
 	w.leave("suspend", nil)
 	w.leave("freeze", nil)
-	undone, err := Recover(t.Context(), w.spec.Folder)
+	undone, err := Recover(t.Context(), w.spec.Folder, nil)
 	if err != nil || len(undone) != 2 || undone[0].Name != "freeze" || undone[1].Name != "suspend" || undone[1].ID != "run-0" {
 		t.Errorf("%v, %v", undone, err)
 	}
@@ -61,13 +61,13 @@ func TestMarkersWithoutAGuard(t *testing.T) {
 	// The host was restarted: what is suspended now was not suspended by us.
 	suspend()
 	w.leave("suspend", func(n *note) { n.Boot = "another" })
-	if undone, err := Recover(t.Context(), w.spec.Folder); len(undone) != 0 || err != nil || !w.isSuspended() || len(w.markers()) != 0 {
+	if undone, err := Recover(t.Context(), w.spec.Folder, nil); len(undone) != 0 || err != nil || !w.isSuspended() || len(w.markers()) != 0 {
 		t.Errorf("%v, %v, markers %v", undone, err, w.markers())
 	}
 	os.Remove(w.suspended)
 
 	w.leave("freeze", func(n *note) { n.Version = 2 })
-	if _, err := Recover(t.Context(), w.spec.Folder); !errors.Is(err, ErrDamaged) || len(w.markers()) != 0 {
+	if _, err := Recover(t.Context(), w.spec.Folder, nil); !errors.Is(err, ErrDamaged) || len(w.markers()) != 0 {
 		t.Errorf("%v, markers %v", err, w.markers())
 	}
 }
@@ -88,7 +88,7 @@ func TestOneMarkerDoesNotHoldUpTheOthers(t *testing.T) {
 	if err := os.Symlink("other", filepath.Join(w.spec.Folder, "a-link.held")); err != nil {
 		t.Fatal(err)
 	}
-	undone, err := Recover(t.Context(), w.spec.Folder)
+	undone, err := Recover(t.Context(), w.spec.Folder, nil)
 	if len(undone) != 1 || undone[0].Name != "freeze" || !errors.Is(err, ErrNotUndone) || !errors.Is(err, ErrDamaged) {
 		t.Errorf("%v, %v", undone, err)
 	}
@@ -115,7 +115,7 @@ func TestUnfinishedMarkersAreRubbishAfterAWhile(t *testing.T) {
 	if err := os.Chtimes(old, then, then); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Recover(t.Context(), w.spec.Folder); err != nil {
+	if _, err := Recover(t.Context(), w.spec.Folder, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.markers(); len(got) != 1 || got[0] != filepath.Base(young) {
@@ -130,7 +130,7 @@ func TestRecoverEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	started := time.Now()
-	if _, err := Recover(ctx, w.spec.Folder); !errors.Is(err, ErrNotUndone) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Recover(ctx, w.spec.Folder, nil); !errors.Is(err, ErrNotUndone) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	if took := time.Since(started); took > 20*time.Second {

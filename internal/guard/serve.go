@@ -36,8 +36,9 @@ type server struct {
 	stopFor context.CancelCauseFunc
 	running sync.WaitGroup
 
-	spec *Spec // nil until begun
-	done bool
+	spec   *Spec   // nil until begun
+	marker *marker // of the cleanup; nil: there is none
+	done   bool
 
 	mu    sync.Mutex
 	holds map[string]*hold
@@ -114,9 +115,7 @@ func (s *server) listen(in io.Reader) error {
 func (s *server) take(r request) error {
 	switch {
 	case r.Op == opBegin && s.spec == nil:
-		s.spec = r.Spec
-		s.answer(response{ID: r.ID})
-		return nil
+		return s.begin(r)
 	case r.Op == opBegin || s.spec == nil || s.done:
 		return fmt.Errorf("%w: %s is out of order", ErrSpec, r.Op)
 	case r.Op == opHold:
@@ -126,6 +125,20 @@ func (s *server) take(r request) error {
 	}
 	s.done = true
 	s.running.Go(func() { s.answer(response{ID: r.ID, Failure: pack(s.releaseAll())}) })
+	return nil
+}
+
+// begin takes the spec, and writes down what is to be cleaned up should everybody die.
+func (s *server) begin(r request) error {
+	if r.Spec.Cleanup != nil && s.hooks.Cleanup != nil {
+		m, err := writeMarker(r.Spec.Folder, note{ID: r.Spec.ID, Name: NameCleanup, Since: time.Now(), Cleanup: r.Spec.Cleanup})
+		if err != nil {
+			return fmt.Errorf("write down what is to be cleaned up: %w", err)
+		}
+		s.marker = m
+	}
+	s.spec = r.Spec
+	s.answer(response{ID: r.ID})
 	return nil
 }
 
@@ -206,15 +219,18 @@ func (s *server) releaseAll() error {
 
 // cleanup does what the parent would have done before Done.
 func (s *server) cleanup(ctx context.Context) error {
-	if s.done || s.spec == nil || s.spec.Cleanup == nil || s.hooks.Cleanup == nil {
+	if s.marker == nil {
 		return nil
+	}
+	if s.done {
+		return s.marker.remove()
 	}
 	s.hooks.Tell("cleaning up: " + errParent.Error())
 	err := persist(ctx, s.spec.Persist, func(ctx context.Context) error { return s.hooks.Cleanup(ctx, s.spec.Cleanup) })
 	if err != nil {
-		return fmt.Errorf("clean up: %w", err)
+		return errors.Join(fmt.Errorf("clean up: %w", err), s.marker.leave())
 	}
-	return nil
+	return s.marker.remove()
 }
 
 // answer writes a response. A parent that is gone needs none.

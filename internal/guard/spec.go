@@ -22,7 +22,8 @@ type Spec struct {
 	ID string `json:"id"`
 	// Actions are the things that can be held, by name.
 	Actions map[string]Action `json:"actions,omitempty"`
-	// Cleanup is handed to Hooks.Cleanup when the parent ends without Done.
+	// Cleanup is handed to Hooks.Cleanup when the parent ends without Done, and to that
+	// of Recover when the guard dies, too.
 	Cleanup json.RawMessage `json:"cleanup,omitempty"`
 	// Persist is how long the guard tries to undo a thing, and how long to clean up;
 	// 0: PersistDefault.
@@ -47,6 +48,9 @@ type Exec struct {
 	Counts bool `json:"counts,omitempty"`
 }
 
+// NameCleanup is the name under which Recover tells of a cleanup.
+const NameCleanup = "cleanup"
+
 // Names become parts of file names.
 var (
 	idPattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -61,7 +65,7 @@ func (s *Spec) check() error {
 		return fmt.Errorf("%w: %q is no id", ErrSpec, s.ID)
 	}
 	for name, a := range s.Actions {
-		if !namePattern.MatchString(name) {
+		if !namePattern.MatchString(name) || name == NameCleanup {
 			return fmt.Errorf("%w: %q is no name", ErrSpec, name)
 		}
 		if err := a.check(); err != nil {

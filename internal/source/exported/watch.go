@@ -2,6 +2,7 @@ package exported
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 )
 
@@ -10,6 +11,9 @@ type Watch struct {
 	found  atomic.Pointer[error]
 	cancel context.CancelFunc
 	done   chan struct{}
+
+	mu    sync.Mutex
+	after []func()
 }
 
 // StartWatch runs look, which returns when there is a reason, or with its ctx. Then
@@ -21,10 +25,27 @@ func StartWatch(look func(ctx context.Context) error, giveUp func(ctx context.Co
 		defer close(w.done)
 		if err := look(ctx); err != nil && ctx.Err() == nil {
 			w.found.Store(&err)
+			w.mu.Lock()
+			for _, f := range w.after {
+				f()
+			}
+			w.after = nil
+			w.mu.Unlock()
 			giveUp(ctx)
 		}
 	}()
 	return w
+}
+
+// Then calls f as soon as there is a reason to give up, before giveUp.
+func (w *Watch) Then(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.found.Load() != nil {
+		f()
+		return
+	}
+	w.after = append(w.after, f)
 }
 
 // Err returns what was found; nil: nothing.

@@ -16,6 +16,7 @@ import (
 // cut is a machine's disks at one instant, held by its QEMU. The monitor is ours
 // until the cut ends.
 type cut struct {
+	machine *Machine
 	session *session
 	run     ident.RunID
 	disks   []*disk
@@ -180,6 +181,7 @@ func (c *cut) takeDown(ctx context.Context) error {
 	var err error
 	if c.session.unlock != nil { // else nothing was made, and what is there is another's
 		err = c.session.takeDown(ctx, c.serving)
+		c.machine.left = err != nil
 	}
 	for _, d := range c.disks {
 		_ = d.exported.Close()

@@ -38,8 +38,9 @@ func bitmapOf(run, prev byte) string {
 
 // daemon is a qemu-storage-daemon.
 type daemon struct {
-	t   *testing.T
-	dir string
+	t       *testing.T
+	dir     string
+	process *os.Process
 }
 
 // image makes an empty qcow2 image.
@@ -59,7 +60,7 @@ func newDaemon(t *testing.T) *daemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	return &daemon{t, dir}
+	return &daemon{t: t, dir: dir}
 }
 
 // start starts it with a node d0, d1... for each --blockdev, to each of which an export
@@ -81,6 +82,7 @@ func (d *daemon) start(blockdevs ...string) {
 	if err := c.Start(); err != nil {
 		d.t.Fatal(err)
 	}
+	d.process = c.Process
 	d.t.Cleanup(func() {
 		_ = c.Process.Signal(syscall.SIGTERM)
 		_ = c.Wait()

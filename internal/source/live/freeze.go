@@ -23,7 +23,7 @@ func (m *Machine) Freeze(ctx context.Context, run ident.RunID, bases []source.Ba
 	if err != nil {
 		return nil, err
 	}
-	c := &cut{session: s, run: run}
+	c := &cut{machine: m, session: s, run: run}
 	err = c.begin(ctx, m, bases)
 	if why := c.watch.Err(); why != nil {
 		err = why // what the watch ended may have made the rest fail
@@ -126,7 +126,7 @@ func (c *cut) instant(ctx context.Context, o Options) error {
 	c.begun = true
 	if err == nil {
 		// Before all that can take its time: QEMU is using scratch space now.
-		c.watch = exported.StartWatch(c.look, c.giveUp)
+		c.watch = exported.StartWatch(func(watch context.Context) error { return c.look(watch, ctx) }, c.giveUp)
 	}
 	if frozen {
 		how, thawErr := o.Freezer.Thaw(context.WithoutCancel(ctx))
@@ -225,6 +225,8 @@ func (c *cut) connect(ctx context.Context) error {
 		if d.exported, err = exported.Connect(ctx, spec); err != nil {
 			return err
 		}
+		// Whoever waits for QEMU must not do so for ever.
+		c.watch.Then(func() { _ = d.exported.Close() })
 	}
 	return nil
 }

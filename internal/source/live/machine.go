@@ -48,6 +48,7 @@ type Machine struct {
 	// seen is what the last Inspect found, in that QEMU.
 	seen map[string]found
 	qemu qemu
+	left bool
 }
 
 var _ source.Machine = (*Machine)(nil)
@@ -84,6 +85,10 @@ func (m *Machine) connect(ctx context.Context) (*session, error) {
 	}
 	return s, err
 }
+
+// Left tells whether a cut has ended without being able to take down in QEMU what it had
+// made there. Recover does it, when QEMU answers again.
+func (m *Machine) Left() bool { return m.left }
 
 // Answers tells whether somebody listens at a QMP socket: a machine that is off has
 // none, or one that refuses.

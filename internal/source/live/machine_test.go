@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -508,6 +509,41 @@ func TestABitmapThatStoppedRecordingSinceItWasInspectedIsNotContinued(t *testing
 	}
 	if !errors.Is(err, source.ErrChanged) || !strings.Contains(err.Error(), "bitmaps") {
 		t.Errorf("%v", err)
+	}
+	d.tidy()
+}
+
+// A QEMU that stands still, such as on storage that has gone, answers nothing. That
+// must not keep an operator from ending the backup.
+func TestAReadFromAQEMUThatStandsStillCanBeInterrupted(t *testing.T) {
+	d := newDaemon(t)
+	d.start(blockdev(d.image("a.qcow2")))
+	m := d.machine()
+	d.inspect(m)
+	ctx, cancel := context.WithCancel(t.Context())
+	c, err := m.Freeze(ctx, testRun(1), []source.Base{{Disk: "a", Family: testFamily, AddFamily: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = d.process.Signal(syscall.SIGSTOP)
+	defer d.process.Signal(syscall.SIGCONT)
+	read := make(chan error, 1)
+	go func() {
+		_, err := c.Disks()[0].ReadAt(make([]byte, mib), 0)
+		read <- err
+	}()
+	time.AfterFunc(50*time.Millisecond, cancel)
+	select {
+	case err := <-read:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("read: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the read goes on")
+	}
+	_ = d.process.Signal(syscall.SIGCONT)
+	if err := c.Abort(ctx); err != nil || m.Left() {
+		t.Errorf("abort: %v", err)
 	}
 	d.tidy()
 }

@@ -5,10 +5,14 @@ import (
 	"time"
 )
 
-// look returns when there is a reason to give the cut up.
-func (c *cut) look(ctx context.Context) error {
+// look returns when there is a reason to give the cut up; the end of run is one, since
+// reads know of no context.
+func (c *cut) look(ctx, run context.Context) error {
 	nextJobs := time.Now().Add(jobInterval)
 	return c.space.Guard(ctx, func(now time.Time) error {
+		if err := run.Err(); err != nil {
+			return err
+		}
 		if err := c.session.monitor.Err(); err != nil {
 			return c.session.gone(err)
 		}
