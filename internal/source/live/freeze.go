@@ -61,6 +61,9 @@ func (c *cut) begin(ctx context.Context, m *Machine, bases []source.Base) error 
 	if err := c.prepare(ctx, m.options.Family); err != nil {
 		return fmt.Errorf("prepare the scratch images: %w", err)
 	}
+	if err := c.settle(ctx, m.options); err != nil {
+		return err
+	}
 	if c.socket, err = newSocketFolder(m.options.RuntimeDir, m.options.Family, s.monitor.PeerUID()); err != nil {
 		return fmt.Errorf("make a folder for QEMU's NBD socket: %w", err)
 	}
@@ -84,19 +87,31 @@ func (c *cut) choose(ctx context.Context, m *Machine, bases []source.Base) error
 		if !ok {
 			return fmt.Errorf("freeze disk %s: the disk was not inspected, or cannot be used", base.Disk)
 		}
-		at := slices.IndexFunc(now, func(f found) bool { return f.evidence.Name == base.Disk })
-		what := "the machine has it no longer"
-		if at >= 0 {
-			what = was.difference(now[at])
+		is, err := was.among(now)
+		if err != nil {
+			return err
 		}
-		if what != "" {
-			return &source.UsableError{Path: was.evidence.Path, Err: fmt.Errorf("%w: %s", source.ErrChanged, what), Hint: "run the backup again"}
-		}
-		d := &disk{cut: c, number: i, found: now[at], base: base}
+		d := &disk{cut: c, number: i, found: is, base: base}
 		if !base.Run.IsZero() && !slices.ContainsFunc(d.found.mergeable, d.continues) {
 			return &source.UsableError{Path: d.found.evidence.Path, Err: fmt.Errorf("no usable bitmap of family %s continues run %s", base.Family, base.Run)}
 		}
 		c.disks = append(c.disks, d)
+	}
+	return nil
+}
+
+// settle makes sure that the disks still are what was chosen, now that they are below
+// scratch images. From here on QEMU lets nobody put another image on top of one: the
+// cut would be one of what lies below, as it was then.
+func (c *cut) settle(ctx context.Context, o Options) error {
+	now, err := c.session.survey(ctx, o)
+	if err != nil {
+		return err
+	}
+	for _, d := range c.disks {
+		if d.found, err = d.found.among(now); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -290,6 +290,19 @@ func (d *found) addBitmaps(n nodeInfo, family ident.FamilyID) {
 	}
 }
 
+// among finds the disk in a later survey, in which it must be as it was.
+func (d found) among(now []found) (found, error) {
+	what := "the machine has it no longer"
+	at := slices.IndexFunc(now, func(f found) bool { return f.evidence.Name == d.evidence.Name })
+	if at >= 0 {
+		what = d.difference(now[at])
+	}
+	if what != "" {
+		return found{}, &source.UsableError{Path: d.evidence.Path, Err: fmt.Errorf("%w: %s", source.ErrChanged, what), Hint: "run the backup again"}
+	}
+	return now[at], nil
+}
+
 // difference says in a few words what is no longer as it was; empty: nothing that
 // the choice of a base rests on. That bits are added is what a guest does.
 func (d found) difference(now found) string {
