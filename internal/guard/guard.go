@@ -72,6 +72,7 @@ func Start(ctx context.Context, argv []string, spec Spec) (*Guard, error) {
 		return nil, fmt.Errorf("start guard: %w: %w", ErrGuard, err)
 	}
 	g := &Guard{spec: spec, cmd: cmd, stdin: stdin, keep: keep, dead: make(chan struct{}), waiting: map[uint64]chan response{}, slack: slackDefault}
+	spec.Kept = true
 	go g.read(stdout)
 	if _, err := g.ask(ctx, 0, request{Op: opBegin, Spec: &spec}); err != nil {
 		g.kill()

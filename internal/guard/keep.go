@@ -3,6 +3,7 @@ package guard
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -52,4 +53,48 @@ func (g *Guard) Keep(c net.Conn) error {
 		return fmt.Errorf("keep a connection: %w", err)
 	}
 	return nil
+}
+
+// keptFD is where the guard has its end.
+const keptFD = 3
+
+// drain takes the connections that are kept, and reads what comes over them, so that
+// whoever is to be made to close them can say all that it had begun to say: QEMU waits
+// for a client that does not read. They stay open until the process ends.
+func drain() (kept []*os.File) {
+	queue, err := net.FileConn(os.NewFile(keptFD, "kept"))
+	if err != nil {
+		return nil
+	}
+	u, ok := queue.(*net.UnixConn)
+	if !ok {
+		return nil
+	}
+	_ = u.SetReadDeadline(time.Now().Add(keepTime))
+	for oob := make([]byte, unix.CmsgSpace(4)); ; {
+		_, n, _, _, err := u.ReadMsgUnix(make([]byte, 1), oob)
+		if err != nil || n == 0 {
+			return kept // its parent is dead, or has no more
+		}
+		for _, fd := range rights(oob[:n]) {
+			f := os.NewFile(uintptr(fd), "connection")
+			kept = append(kept, f)
+			if c, err := net.FileConn(f); err == nil {
+				go func() { _, _ = io.Copy(io.Discard, c) }()
+			}
+		}
+	}
+}
+
+func rights(oob []byte) (fds []int) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for i := range messages {
+		if some, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			fds = append(fds, some...)
+		}
+	}
+	return fds
 }

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -73,4 +74,39 @@ func TestWhatHasNoDescriptorIsNotKept(t *testing.T) {
 	if err := g.Done(); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestAKeptConnectionIsReadDuringTheCleanUp(t *testing.T) {
+	w := newWorld(t, nil)
+	w.spec.Cleanup, _ = json.Marshal(testCleanup{File: w.cleanups, Fail: true})
+	w.spec.Persist = 10 * time.Second
+	g := w.start()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := errors.Join(g.Keep(c), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	n, err := s.Write(make([]byte, 4<<20))
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("somebody reads already: %d, %v", n, err)
+	}
+	g.Leave()
+	_ = s.SetWriteDeadline(time.Now().Add(8 * time.Second))
+	if _, err := s.Write(make([]byte, 4<<20)); err != nil {
+		t.Errorf("nobody reads: %v", err)
+	}
+	<-g.dead
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -226,6 +227,10 @@ func (s *server) cleanup(ctx context.Context) error {
 		return s.marker.remove()
 	}
 	s.hooks.Tell("cleaning up: " + errParent.Error())
+	if s.spec.Kept {
+		kept := drain()
+		defer runtime.KeepAlive(kept)
+	}
 	err := persist(ctx, s.spec.Persist, func(ctx context.Context) error { return s.hooks.Cleanup(ctx, s.spec.Cleanup) })
 	if err != nil {
 		return errors.Join(fmt.Errorf("clean up: %w", err), s.marker.leave())

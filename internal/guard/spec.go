@@ -28,6 +28,10 @@ type Spec struct {
 	// Persist is how long the guard tries to undo a thing, and how long to clean up;
 	// 0: PersistDefault.
 	Persist time.Duration `json:"persist,omitempty"`
+
+	// Kept says that the guard was started with its end of the socket for connections
+	// that it keeps. Start sets it.
+	Kept bool `json:"kept,omitempty"`
 }
 
 // Action is a thing that can be done and undone. One of the fields is set.

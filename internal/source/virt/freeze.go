@@ -71,7 +71,6 @@ func (c *cut) begin(ctx context.Context, bases []source.Base) error {
 	if err := c.instant(ctx, r); err != nil {
 		return err
 	}
-	c.watch = exported.StartWatch(c.look, c.giveUp)
 	return c.connect(ctx)
 }
 
@@ -151,6 +150,10 @@ func (c *cut) instant(ctx context.Context, r *running) error {
 		// is interrupted leaves libvirt at work.
 		c.begun = true
 		_, err := c.machine.virsh.do(context.WithoutCancel(ctx), args, files...)
+		if err == nil {
+			// From here on the guest uses scratch space, and a thaw may take its time.
+			c.watch = exported.StartWatch(c.look, c.giveUp)
+		}
 		return err
 	}
 	if c.mustSuspend(r) {
@@ -197,6 +200,9 @@ func (c *cut) connect(ctx context.Context) error {
 	for _, d := range c.disks {
 		if err := d.connect(ctx, c.socket.path); err != nil {
 			return err
+		}
+		if c.guard != nil { // which has the connections, too
+			c.watch.Then(func() { _ = d.Close() })
 		}
 		found, err := facts.Running(d.evidence.Path, d.evidence.Version == 0)
 		if err != nil {

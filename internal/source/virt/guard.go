@@ -73,6 +73,9 @@ func Cleanup(ctx context.Context, text json.RawMessage) error {
 	}
 	m := &Machine{o: Options{Domain: l.UUID}, virsh: virsh{program: l.Virsh, uri: l.URI}}
 	unlock, err := m.lock(ctx, l.UUID)
+	if errors.Is(err, state.ErrBusy) {
+		return nil // a run that lives has taken over, and cleaned up
+	}
 	if err != nil {
 		return err
 	}
