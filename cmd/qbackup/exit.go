@@ -37,7 +37,7 @@ func exitTable() []exitRow {
 		{exitBusy, "another qbackup is at work on the machine", []error{state.ErrBusy, agent.ErrRunning}},
 		{exitSome, "a point was made, but some disks or machines failed", []error{agent.ErrSomeFailed}},
 		{exitDamage, "damage was found in the repository", []error{repo.ErrDamaged}},
-		{exitSource, "an image cannot be used as asked: in use by a VM, damaged, unsupported, not allowed", []error{source.ErrUnusable, qcow2.ErrUnsupported}},
+		{exitSource, "an image or a running machine cannot be used as asked: in use, damaged, unsupported, not allowed, no space for its scratch files", []error{source.ErrUnusable, qcow2.ErrUnsupported}},
 		{exitDenied, "the store or the file system denies access", []error{store.ErrDenied, fs.ErrPermission}},
 		{exitInterrupted, "interrupted", []error{context.Canceled}},
 		{exitFailed, "anything else failed", nil},
