@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/qmp"
 	"github.com/qbackup/qbackup/internal/source"
 	"github.com/qbackup/qbackup/internal/source/exported"
 	"github.com/qbackup/qbackup/internal/source/scratch"
@@ -194,11 +195,15 @@ func (c *cut) export(ctx context.Context) error {
 	if s.features.maxConnections {
 		start["max-connections"] = 0 // no limit: a disk has several
 	}
-	if err := s.do(ctx, "nbd-server-start", start, nil); err != nil {
+	// Whether it was started must be known, also by a run that is interrupted: of all that
+	// is made, the server alone has no name by which it is recognised later.
+	err := s.do(context.WithoutCancel(ctx), "nbd-server-start", start, nil)
+	var refused *qmp.Error
+	c.serving = !errors.As(err, &refused)
+	if err != nil {
 		return &source.UsableError{Path: s.path, Err: fmt.Errorf("start QEMU's NBD server: %w", err),
 			Hint: "a QEMU has one; if it is in use by a migration or another program, wait until that is done"}
 	}
-	c.serving = true
 	for _, d := range c.disks {
 		if err := s.exportDisk(ctx, d); err != nil {
 			return err

@@ -31,6 +31,10 @@ const (
 	// jobInterval is how often the jobs are looked at.
 	jobInterval = time.Second
 
+	// endTime is how long after the end of one socket of a QEMU that of its monitor is
+	// waited for.
+	endTime = time.Second
+
 	// commandTime bounds one QMP command, teardownTime everything that a cut does
 	// at its end, and lockTime how long another run's cleaning up is waited for.
 	commandTime  = 30 * time.Second

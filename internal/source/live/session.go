@@ -64,10 +64,16 @@ func monitorError(ctx context.Context, path string, err error) error {
 
 // explain puts the end of a QEMU before what it made fail.
 func (s *session) explain(err error) error {
-	if errors.Is(err, source.ErrUnusable) || !errors.Is(err, qmp.ErrLost) {
+	if errors.Is(err, source.ErrUnusable) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return s.gone(err)
+	// The end of its other sockets may be seen first.
+	select {
+	case <-s.monitor.Lost():
+		return s.gone(err)
+	case <-time.After(endTime):
+		return err
+	}
 }
 
 // gone is the error for a QEMU that ended, or let go of the disks, while it was
