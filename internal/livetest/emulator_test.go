@@ -30,7 +30,7 @@ func (m *machine) startEmulator() {
 		args = append(args, "-runas", m.runas)
 	}
 	hands := m.h.path(m.name + ".hands")
-	for _, socket := range []string{m.monitor(), m.spare(), hands} {
+	for _, socket := range []string{hands, m.monitor(), m.spare()} { // the last one tells that all listen
 		args = append(args, "-qmp", "unix:"+socket+",server=on,wait=off")
 	}
 	for i, image := range m.images {
