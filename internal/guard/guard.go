@@ -256,7 +256,9 @@ func (g *Guard) undo() error {
 		failed := []error{err}
 		for _, path := range paths {
 			_, err := recoverOne(ctx, path, nil)
-			if !errors.Is(err, errLives) { // what is to be cleaned up is ours, and we live
+			// What is to be cleaned up is ours, and we live. A lock that a guard still has while
+			// it dies is waited for.
+			if !errors.Is(err, errCleanup) {
 				failed = append(failed, err)
 			}
 		}

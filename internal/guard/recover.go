@@ -35,7 +35,7 @@ func Recover(ctx context.Context, folder string, cleanup func(context.Context, j
 	for _, path := range paths {
 		r, err := recoverOne(ctx, path, cleanup)
 		switch {
-		case errors.Is(err, errLives):
+		case errors.Is(err, errLives), errors.Is(err, errCleanup):
 		case err != nil:
 			failed = append(failed, err)
 		case r != nil:
@@ -76,8 +76,11 @@ func markersIn(folder, id string) ([]string, error) {
 	return paths, nil
 }
 
+// errCleanup is for a marker of something that is to be cleaned up, by others.
+var errCleanup = errors.New("it is to be cleaned up")
+
 // recoverOne undoes what a marker says. nil, nil: there was nothing to undo. The error
-// is errLives when that is not ours to do, as without cleanup a cleanup is not.
+// is errLives when its guard lives, and errCleanup for a cleanup without cleanup.
 func recoverOne(ctx context.Context, path string, cleanup func(context.Context, json.RawMessage) error) (*Recovered, error) {
 	m, err := takeMarker(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -99,7 +102,7 @@ func recoverOne(ctx context.Context, path string, cleanup func(context.Context, 
 	undo := n.undo
 	if n.Cleanup != nil {
 		if cleanup == nil {
-			return nil, errors.Join(errLives, m.leave())
+			return nil, errors.Join(errCleanup, m.leave())
 		}
 		undo = func(ctx context.Context) error { return cleanup(ctx, n.Cleanup) }
 	}
