@@ -36,7 +36,9 @@ type Spec struct {
 type Disk struct {
 	spec       Spec
 	client     *nbd.Client
-	dirtyBytes int64 // -1: everything is read
+	bits       *nbd.Client     // nil: there is no bitmap
+	dirtyBytes int64           // -1: everything is read
+	dirty      []extent.Extent // nil: none, or too many
 
 	mu    sync.Mutex
 	known []extent.Extent // all of Extents, once it was read to the end; nil: not, or too many
@@ -46,24 +48,55 @@ var _ source.Disk = (*Disk)(nil)
 
 // Connect opens an export, which must have the disk's size, and counts what is dirty.
 func Connect(ctx context.Context, s Spec) (*Disk, error) {
-	o := nbd.Options{Export: s.Export, Contexts: []string{nbd.Allocation}, Connections: connections, Whole: true, Keep: s.Keep}
-	if s.Bitmap != "" {
-		o.Contexts = append(o.Contexts, nbd.DirtyBitmap(s.Bitmap))
+	d := &Disk{spec: s, dirtyBytes: -1}
+	var err error
+	if d.client, err = s.dial(ctx, nbd.Allocation, connections); err != nil {
+		return nil, err
 	}
-	client, err := nbd.Dial(ctx, nbd.Address{Network: "unix", Address: s.Socket}, o)
+	if d.client.Size() != s.SizeBytes {
+		return d, fmt.Errorf("connect to disk %s: %w: it had %d bytes, and has %d", s.Name, source.ErrChanged, s.SizeBytes, d.client.Size())
+	}
+	if s.Bitmap == "" {
+		return d, nil
+	}
+	// QEMU answers for all contexts of a connection, whatever it was asked: where the
+	// bits share one with the allocation, it walks the tables of all of the image.
+	if d.bits, err = s.dial(ctx, nbd.DirtyBitmap(s.Bitmap), 1); err != nil {
+		return d, err
+	}
+	if err := d.count(ctx); err != nil {
+		return d, fmt.Errorf("count what is dirty on disk %s: %w", s.Name, err)
+	}
+	return d, nil
+}
+
+func (s Spec) dial(ctx context.Context, metaContext string, connections int) (*nbd.Client, error) {
+	c, err := nbd.Dial(ctx, nbd.Address{Network: "unix", Address: s.Socket}, nbd.Options{
+		Export: s.Export, Contexts: []string{metaContext}, Connections: connections, Whole: true, Keep: s.Keep,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to disk %s: %w", s.Name, err)
 	}
-	d := &Disk{spec: s, client: client, dirtyBytes: -1}
-	if client.Size() != s.SizeBytes {
-		return d, fmt.Errorf("connect to disk %s: %w: it had %d bytes, and has %d", s.Name, source.ErrChanged, s.SizeBytes, client.Size())
-	}
-	if s.Bitmap != "" {
-		if d.dirtyBytes, err = extent.Total(d.dirty(ctx)); err != nil {
-			return d, fmt.Errorf("count what is dirty on disk %s: %w", s.Name, err)
+	return c, nil
+}
+
+// count finds out how much is dirty, and remembers where unless that is long.
+func (d *Disk) count(ctx context.Context) error {
+	var ranges []extent.Extent
+	d.dirtyBytes = 0
+	for e, err := range d.marked(ctx) {
+		if err != nil {
+			return err
+		}
+		d.dirtyBytes += e.Len
+		if len(ranges) <= knownExtents {
+			ranges = append(ranges, e)
 		}
 	}
-	return d, nil
+	if len(ranges) <= knownExtents {
+		d.dirty = ranges
+	}
+	return nil
 }
 
 // Name gives the disk's name in the machine.
@@ -77,7 +110,11 @@ func (d *Disk) DirtyBytes() int64 { return d.dirtyBytes }
 
 // Check tells whether the export can still be read.
 func (d *Disk) Check() error {
-	if err := d.client.Err(); err != nil {
+	err := d.client.Err()
+	if d.bits != nil {
+		err = errors.Join(err, d.bits.Err())
+	}
+	if err != nil {
 		return d.explain(err)
 	}
 	return d.spec.Why()
@@ -88,7 +125,11 @@ func (d *Disk) Close() error {
 	if d == nil {
 		return nil
 	}
-	return d.client.Close()
+	err := d.client.Close()
+	if d.bits != nil {
+		err = errors.Join(err, d.bits.Close())
+	}
+	return err
 }
 
 // ReadAt reads the disk as it was.
@@ -148,15 +189,18 @@ func (d *Disk) Extents(ctx context.Context) extent.Seq {
 
 // ask gets Extents from QEMU.
 func (d *Disk) ask(ctx context.Context) extent.Seq {
-	ranges := extent.Of(extent.Extent{Len: d.Size()})
-	if d.spec.Bitmap != "" {
-		ranges = d.dirty(ctx)
+	switch {
+	case d.spec.Bitmap == "":
+		return describe(ctx, d.client, extent.Of(extent.Extent{Len: d.Size()}))
+	case d.dirty != nil:
+		return describe(ctx, d.client, extent.Of(d.dirty...))
+	default:
+		return describe(ctx, d.client, d.marked(ctx))
 	}
-	return describe(ctx, d.client, ranges)
 }
 
-// dirty is everything that the bitmap marks, and the extra ranges.
-func (d *Disk) dirty(ctx context.Context) extent.Seq {
+// marked is everything that the bitmap marks, and the extra ranges.
+func (d *Disk) marked(ctx context.Context) extent.Seq {
 	extra := extent.Intersect(extent.Of(d.spec.Extra...), extent.Of(extent.Extent{Len: d.Size()}))
-	return extent.Union(extra, d.client.Dirty(ctx, nbd.DirtyBitmap(d.spec.Bitmap), 0, d.Size()))
+	return extent.Union(extra, d.bits.Dirty(ctx, nbd.DirtyBitmap(d.spec.Bitmap), 0, d.Size()))
 }

@@ -26,7 +26,9 @@ func (a *answers) Zeros(_ context.Context, off, n int64) extent.Seq {
 		return failed(a.err)
 	}
 	a.asked++
-	return mark([]extent.Extent{{Off: off, Len: n}}, zero)
+	whole := extent.Extent{Off: off, Len: n}
+	inside, _ := extent.Collect(zeros(extent.Intersect(extent.Of(whole), extent.Of(zero...))))
+	return mark(whole, inside)
 }
 
 func described(t *testing.T, a *answers, ranges ...extent.Extent) []extent.Extent {
@@ -38,15 +40,19 @@ func described(t *testing.T, a *answers, ranges ...extent.Extent) []extent.Exten
 	return all
 }
 
+const mega = worthAsking
+
 func TestOnlyWhatIsZeroTwiceWasZero(t *testing.T) {
 	// The first question races with a discard of [4,8): it has been copied before
 	// the second.
 	a := &answers{zero: [][]extent.Extent{
-		{{Off: 0, Len: 8, Zero: true}, {Off: 12, Len: 4, Zero: true}},
-		{{Off: 0, Len: 4, Zero: true}, {Off: 10, Len: 4, Zero: true}},
+		{{Off: 0, Len: 8 * mega, Zero: true}, {Off: 12 * mega, Len: 4 * mega, Zero: true}},
+		{{Off: 0, Len: 4 * mega, Zero: true}, {Off: 10 * mega, Len: 4 * mega, Zero: true}},
 	}}
-	got := described(t, a, extent.Extent{Off: 2, Len: 14})
-	want := []extent.Extent{{Off: 2, Len: 2, Zero: true}, {Off: 4, Len: 8}, {Off: 12, Len: 2, Zero: true}, {Off: 14, Len: 2}}
+	got := described(t, a, extent.Extent{Off: 2 * mega, Len: 14 * mega})
+	want := []extent.Extent{
+		{Off: 2 * mega, Len: 2 * mega, Zero: true}, {Off: 4 * mega, Len: 8 * mega}, {Off: 12 * mega, Len: 2 * mega, Zero: true}, {Off: 14 * mega, Len: 2 * mega},
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -61,12 +67,16 @@ func TestRangesAreDescribedWithoutGapsAndWithinBounds(t *testing.T) {
 			if random.IntN(2) == 0 {
 				zero = append(zero, extent.Extent{Off: at, Len: n, Zero: true})
 			}
-			at += n
+			at += n + 1
 		}
 		zero = zero[:min(len(zero), 300)]
-		for at := random.Int64N(1000); at < 20*windowBytes && len(ranges) < 3*windowExtents; {
+		var long []extent.Extent // those that are asked about
+		for at := random.Int64N(1000); at < 20*windowBytes && len(ranges) < 3000; {
 			n := 1 + random.Int64N(1<<(4+random.IntN(30)))
 			ranges = append(ranges, extent.Extent{Off: at, Len: n})
+			if n >= worthAsking {
+				long = append(long, ranges[len(ranges)-1])
+			}
 			at += n + 1 + random.Int64N(1<<(4+random.IntN(28)))
 		}
 		a := &answers{zero: [][]extent.Extent{zero}}
@@ -83,30 +93,34 @@ func TestRangesAreDescribedWithoutGapsAndWithinBounds(t *testing.T) {
 			t.Fatal("ranges were lost or added")
 		}
 		is, _ := extent.Total(zeros(extent.Of(got...)))
-		want, _ := extent.Total(extent.Intersect(extent.Of(ranges...), extent.Of(zero...)))
+		want, _ := extent.Total(extent.Intersect(extent.Of(long...), extent.Of(zero...)))
 		if is != want {
 			t.Fatalf("%d bytes are marked, %d are zero", is, want)
 		}
 	}
 }
 
-func TestManySmallRangesAreAskedForTogether(t *testing.T) {
-	var ranges []extent.Extent
-	for i := range int64(2*windowExtents + 1) {
-		ranges = append(ranges, extent.Extent{Off: 2 * i, Len: 1})
+func TestNobodyIsAskedAboutShortRanges(t *testing.T) {
+	a := &answers{zero: [][]extent.Extent{{{Len: 100 * mega, Zero: true}}}}
+	ranges := []extent.Extent{{Off: 0, Len: mega - 1}, {Off: 2 * mega, Len: 1}}
+	if got := described(t, a, ranges...); !slices.Equal(got, ranges) || a.asked != 0 {
+		t.Errorf("got %v after %d questions", got, a.asked)
 	}
+}
+
+func TestWhatHasNoZerosIsAskedAboutOnce(t *testing.T) {
 	a := &answers{zero: [][]extent.Extent{nil}}
-	if got := described(t, a, ranges...); !slices.Equal(got, ranges) || a.asked != 6 {
-		t.Errorf("%d ranges, %d questions", len(got), a.asked)
+	if got := described(t, a, extent.Extent{Len: mega}); !slices.Equal(got, []extent.Extent{{Len: mega}}) || a.asked != 1 {
+		t.Errorf("got %v after %d questions", got, a.asked)
 	}
 }
 
 func TestAnErrorEndsTheDescription(t *testing.T) {
 	broken := errors.New("broken")
 	for asked := range 2 {
-		a := &answers{zero: make([][]extent.Extent, asked+1), err: broken}
-		a.asked = 1
-		if _, err := extent.Collect(describe(t.Context(), a, extent.Of(extent.Extent{Len: 8}, extent.Extent{Off: 10 * windowBytes, Len: 8}))); !errors.Is(err, broken) {
+		a := &answers{zero: [][]extent.Extent{{{Len: mega, Zero: true}}}, err: broken}
+		a.asked = asked
+		if _, err := extent.Collect(describe(t.Context(), a, extent.Of(extent.Extent{Len: mega}, extent.Extent{Off: 10 * windowBytes, Len: mega}))); !errors.Is(err, broken) {
 			t.Errorf("an error of the question: %v", err)
 		}
 	}
