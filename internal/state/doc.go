@@ -1,6 +1,7 @@
 // Package state keeps what one host remembers between runs: a lock per
 // machine, a journal of the last run per machine, the identity of each machine,
-// and the last verdict on what a repository's provider can do.
+// the last verdict on what a repository's provider can do, and for people and
+// metrics how its backups ended.
 //
 // It leaves truth to the repository. Every file here is a small JSON document;
 // a lost or damaged one is reported, treated as absent, and costs re-reading

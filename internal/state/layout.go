@@ -8,6 +8,8 @@ import "time"
 //	repositories/<repository>/probe.json
 //	repositories/<repository>/machines/<machine>.json
 //	repositories/<repository>/machines/<machine>.lock
+//	results/<place>/overall.json                        what prunes and all requests to the store came to
+//	results/<place>/machines/<machine>.json             how the machine's backups ended
 //	cache/                                              only when asked for
 //	run/                                                only when asked for
 //	scratch/                                            what QEMU keeps while a running machine is backed up
@@ -18,6 +20,9 @@ const (
 	probeFile          = "probe.json"
 	journalSuffix      = ".json"
 	lockSuffix         = ".lock"
+	resultsFolder      = "results"
+	overallFile        = "overall.json"
+	resultsLock        = "lock"
 	cacheFolder        = "cache"
 	runtimeFolder      = "run"
 	scratchFolder      = "scratch"

@@ -1,0 +1,145 @@
+package state
+
+import (
+	"time"
+
+	"github.com/qbackup/qbackup/internal/ident"
+)
+
+// Status is how an attempt to back a machine up ended.
+type Status string
+
+// The statuses.
+const (
+	StatusNone        Status = ""            // there was no attempt
+	StatusOK          Status = "ok"          // a point with all disks
+	StatusPartial     Status = "partial"     // a point that lacks disks
+	StatusFailed      Status = "failed"      // no point
+	StatusInterrupted Status = "interrupted" // no point, and somebody wanted it so
+)
+
+// Statuses lists all but StatusNone, for metrics.
+func Statuses() []Status {
+	return []Status{StatusOK, StatusPartial, StatusFailed, StatusInterrupted}
+}
+
+// Result is what this host knows of a machine's backups, for people and metrics. No
+// decision about data rests on it.
+type Result struct {
+	Machine ident.MachineName `json:"machine"`
+	Attempt Attempt           `json:"attempt"`
+	// Success is the newest point without missing disks, Latest the newest of all.
+	Success Point `json:"success,omitzero"`
+	Latest  Point `json:"latest,omitzero"`
+	// Disks are those of the newest point.
+	Disks     []DiskResult `json:"disks,omitempty"`
+	Counters  Counters     `json:"counters"`
+	Verified  Verified     `json:"verified,omitzero"`
+	Retention Retention    `json:"retention,omitzero"`
+}
+
+// Attempt is one run, or what kept one from beginning.
+type Attempt struct {
+	Start time.Time `json:"start,omitzero"`
+	End   time.Time `json:"end,omitzero"`
+	// Status is StatusNone while there was no attempt.
+	Status Status `json:"status"`
+	// Class is the exit code's word for the error.
+	Class string `json:"class,omitempty"`
+	// Error is what went wrong and what to do about it, in one line.
+	Error           string  `json:"error,omitempty"`
+	Consistency     string  `json:"consistency,omitempty"`
+	DurationSeconds float64 `json:"duration_seconds"`
+	FreezeSeconds   float64 `json:"freeze_seconds,omitempty"`
+	// ScratchBytes is the most that QEMU kept for the guest's writes.
+	ScratchBytes int64 `json:"scratch_bytes,omitempty"`
+	// Alarms are what somebody should look at although the run went on.
+	Alarms []string `json:"alarms,omitempty"`
+}
+
+// Point is a restore point as this host remembers it.
+type Point struct {
+	Run         ident.RunID `json:"run"`
+	Time        time.Time   `json:"time"` // the point in time
+	StoredBytes int64       `json:"stored_bytes"`
+}
+
+// DiskResult is one disk of the newest point. Bytes count guest bytes, but StoredBytes
+// counts compressed ones.
+type DiskResult struct {
+	Name         string `json:"name"`
+	Mode         string `json:"mode"`
+	Reason       string `json:"reason,omitempty"` // why not incremental
+	Error        string `json:"error,omitempty"`  // why missing
+	SizeBytes    int64  `json:"size_bytes"`
+	DirtyBytes   int64  `json:"dirty_bytes"`
+	ReadBytes    int64  `json:"read_bytes"`
+	ZeroBytes    int64  `json:"zero_bytes"`
+	SkippedBytes int64  `json:"skipped_bytes"`
+	StoredBytes  int64  `json:"stored_bytes"`
+}
+
+// Counters only grow, over runs and restarts.
+type Counters struct {
+	Attempts         map[Status]uint64 `json:"attempts,omitempty"`
+	Rescans          map[string]uint64 `json:"rescans,omitempty"` // of disks, by reason
+	Alarms           map[string]uint64 `json:"alarms,omitempty"`  // by kind
+	SampleMismatches uint64            `json:"sample_mismatches"`
+	BitmapResets     uint64            `json:"bitmap_resets"` // of disks
+	ResetFailures    uint64            `json:"reset_failures"`
+	DirtyBytes       uint64            `json:"dirty_bytes"`
+	ReadBytes        uint64            `json:"read_bytes"`
+	ZeroBytes        uint64            `json:"zero_bytes"`
+	SkippedBytes     uint64            `json:"skipped_bytes"`
+	StoredBytes      uint64            `json:"stored_bytes"`
+	DurationSeconds  float64           `json:"duration_seconds"`
+	FreezeSeconds    float64           `json:"freeze_seconds"`
+}
+
+// Verified is the last verification that looked at the machine.
+type Verified struct {
+	Time           time.Time `json:"time"`
+	Data           bool      `json:"data"` // every block was read
+	DamagedObjects int       `json:"damaged_objects"`
+	DamagedPoints  int       `json:"damaged_points"`
+}
+
+// Retention is what was known of the machine's points when a policy was last applied.
+type Retention struct {
+	Time        time.Time `json:"time"`
+	Error       string    `json:"error,omitempty"`
+	Points      int       `json:"points"` // that stay
+	Forgotten   int       `json:"forgotten"`
+	StoredBytes int64     `json:"stored_bytes"` // of the points that stay, as each was stored
+	Oldest      time.Time `json:"oldest,omitzero"`
+	Newest      time.Time `json:"newest,omitzero"`
+}
+
+// StoreCounters count what was asked of a repository's store by all runs of this host.
+// They only grow.
+type StoreCounters struct {
+	// Requests are by verb and outcome, as "put ok".
+	Requests      map[string]uint64 `json:"requests,omitempty"`
+	Retries       uint64            `json:"retries"`
+	BytesSent     uint64            `json:"bytes_sent"`
+	BytesReceived uint64            `json:"bytes_received"`
+}
+
+// Pruned is what the last prune of a repository did.
+type Pruned struct {
+	Time           time.Time `json:"time"`
+	Error          string    `json:"error,omitempty"`
+	Objects        int64     `json:"objects"` // deleted
+	Bytes          int64     `json:"bytes"`
+	DurationSecond float64   `json:"duration_seconds"`
+}
+
+// Overall is what this host knows of a repository as a whole.
+type Overall struct {
+	Store  StoreCounters `json:"store"`
+	Pruned Pruned        `json:"pruned,omitzero"`
+	// Prunes counts prunes by "ok" and "failed", PrunedObjects and PrunedBytes what they deleted.
+	Prunes        map[string]uint64 `json:"prunes,omitempty"`
+	PrunedObjects uint64            `json:"pruned_objects"`
+	PrunedBytes   uint64            `json:"pruned_bytes"`
+}
