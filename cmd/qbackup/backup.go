@@ -59,36 +59,36 @@ there, what is zero, what was read and equals the point before, and what was sto
 }
 
 func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err error) {
-	if !f.machine.dryRun {
+	if !f.machine.spec.DryRun {
 		if err := p.thaw(ctx, false); err != nil {
 			p.warn("%v", err)
 		}
 	}
-	m, err := p.chooseMachine(ctx, f.machine, args)
+	m, err := p.host().Choose(ctx, f.machine.named(args))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.close()) }()
+	defer func() { err = errors.Join(err, m.Close()) }()
 	openCache := p.openCache
-	if f.machine.dryRun {
+	if f.machine.spec.DryRun {
 		openCache = noCache
 	}
 	repository, err := p.openRepositoryWith(ctx, openCache)
 	if err != nil {
 		return err
 	}
-	local, err := p.openState(f.machine.dryRun)
+	local, err := p.openState(f.machine.spec.DryRun)
 	if err != nil {
 		return err
 	}
-	if !f.machine.dryRun {
+	if !f.machine.spec.DryRun {
 		if err := p.checkStore(ctx, repository, local.Repository(repository.ID())); err != nil {
 			return err
 		}
 	}
 	job := agent.Job{
-		Machine: m.name, Repository: repository, State: local.Repository(repository.ID()), Open: m.open,
-		Rescan: f.rescan, Adopt: f.adopt, DryRun: f.machine.dryRun,
+		Machine: m.Name, Repository: repository, State: local.Repository(repository.ID()), Open: m.Open,
+		Rescan: f.rescan, Adopt: f.adopt, DryRun: f.machine.spec.DryRun,
 	}
 	stats := new(agent.Stats)
 	stop := p.showBackup(stats)

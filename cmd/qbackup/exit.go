@@ -11,6 +11,7 @@ import (
 	"github.com/qbackup/qbackup/internal/source"
 	"github.com/qbackup/qbackup/internal/state"
 	"github.com/qbackup/qbackup/internal/store"
+	"github.com/qbackup/qbackup/internal/target"
 )
 
 // Exit codes. The numbers that other backup tools use for the same thing are kept.
@@ -32,7 +33,7 @@ const (
 func exitTable() []exitRow {
 	return []exitRow{
 		{exitDone, "done", nil},
-		{exitUsage, "the command line or the configuration is wrong", []error{errUsage}},
+		{exitUsage, "the command line or the configuration is wrong", []error{errUsage, target.ErrSpec}},
 		{exitNoRepo, "there is no repository at that place", []error{repo.ErrNoRepository, store.ErrNoStore}},
 		{exitBusy, "another qbackup is at work on the machine", []error{state.ErrBusy, agent.ErrRunning}},
 		{exitSome, "a point was made, but some disks or machines failed", []error{agent.ErrSomeFailed}},

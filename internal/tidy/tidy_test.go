@@ -34,7 +34,8 @@ var floors = map[string]int{
 	"upload": 2, "internal/restore": 2, "internal/verify": 2, "internal/source/offline": 2, "internal/source/virt": 2,
 	"internal/source/facts": 2, "internal/source/scratch": 2, "internal/source/exported": 2, "internal/source/live": 2,
 
-	"agent":       3,
+	"agent": 3, "internal/target": 3,
+
 	"cmd/qbackup": 5,
 
 	// Rooms of the tests; the demo uses guest.
