@@ -82,7 +82,7 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err
 		return err
 	}
 	if !f.machine.spec.DryRun {
-		if err := p.checkStore(ctx, repository, local.Repository(repository.ID())); err != nil {
+		if err := agent.CheckStore(ctx, repository, local.Repository(repository.ID()), func(err error) { p.note("%v", err) }); err != nil {
 			return err
 		}
 	}

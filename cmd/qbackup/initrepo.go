@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/store/probe"
@@ -61,8 +62,8 @@ func (p *program) init(ctx context.Context, blockBytes int64) error {
 	}
 	if local, err := p.openState(false); err != nil {
 		p.note("the verdict on the store cannot be kept on this host: %v", err)
-	} else {
-		p.keepVerdict(local.Repository(repository.ID()), verdict, true)
+	} else if err := agent.KeepVerdict(local.Repository(repository.ID()), verdict, true); err != nil {
+		p.note("%v", err)
 	}
 	for _, problem := range verdict.Problems {
 		p.warn("%s", problem)
