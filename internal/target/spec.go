@@ -9,6 +9,7 @@ import (
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/source/offline"
+	"github.com/qbackup/qbackup/internal/source/virt"
 )
 
 // ErrSpec: what was said of a machine makes no sense.
@@ -50,6 +51,22 @@ type Spec struct {
 	Agent string
 
 	DryRun bool // nothing is started or written
+}
+
+// MachineName is the name of the machine that a Spec names.
+func (s *Spec) MachineName() (ident.MachineName, error) {
+	if s.Domain != "" && s.Name == "" {
+		name, err := virt.MachineName(s.Domain)
+		if err != nil {
+			return "", specf("%v", err)
+		}
+		return name, nil
+	}
+	images, err := parseImages(s.Images)
+	if err != nil {
+		return "", err
+	}
+	return machineName(s.Name, images)
 }
 
 func (s *Spec) check() error {

@@ -42,7 +42,7 @@ func TestAMachineIsNamedByItsOnlyImage(t *testing.T) {
 func TestASpecThatContradictsItselfIsRefused(t *testing.T) {
 	for _, bad := range []Spec{
 		{},
-		{Images: []string{"/vm/a"}},                // no freeze
+		{Images: []string{"/vm/a"}}, // no freeze
 		{Images: []string{"/vm/a"}, Freeze: "yes"}, // an unknown one
 		{Domain: "web1", Monitor: "/run/web1", Freeze: FreezeTry},
 		{Domain: "web1", Images: []string{"/vm/a"}, Freeze: FreezeTry},

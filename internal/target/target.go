@@ -104,14 +104,11 @@ func (h *Host) chooseRunning(ctx context.Context, t *Target, s Spec, images []of
 
 // chooseDomain is Choose for a domain of libvirt.
 func (h *Host) chooseDomain(s Spec) (*Target, error) {
-	t := &Target{}
-	var err error
-	if t.Name, err = virt.MachineName(s.Domain); s.Name != "" {
-		t.Name, err = machineName(s.Name, nil)
-	}
+	name, err := s.MachineName()
 	if err != nil {
-		return nil, specf("%v", err)
+		return nil, err
 	}
+	t := &Target{Name: name}
 	o := virt.Options{
 		Domain: s.Domain, URI: s.URI, Note: h.Note,
 		Freeze: s.Freeze != FreezeOff, FreezeRequired: s.Freeze == FreezeRequire, Budget: s.FreezeBudget,

@@ -36,6 +36,8 @@ var floors = map[string]int{
 
 	"agent": 3, "internal/target": 3,
 
+	"internal/fleet": 4,
+
 	"cmd/qbackup": 5,
 
 	// Rooms of the tests; the demo uses guest.
