@@ -12,14 +12,17 @@ import (
 
 // Options are the limits; 0 is none.
 type Options struct {
-	UploadBytesPerSecond   int64
+	UploadBytesPerSecond int64
+	// Upload gives the limit of the moment, where it changes; nil: UploadBytesPerSecond.
+	// It is asked often.
+	Upload                 func() int64
 	DownloadBytesPerSecond int64
 	RequestsPerSecond      float64 // a List counts once, however many pages it has
 }
 
 // Limited reports whether any limit is set.
 func (o Options) Limited() bool {
-	return o.UploadBytesPerSecond > 0 || o.DownloadBytesPerSecond > 0 || o.RequestsPerSecond > 0
+	return o.UploadBytesPerSecond > 0 || o.Upload != nil || o.DownloadBytesPerSecond > 0 || o.RequestsPerSecond > 0
 }
 
 // burstBytes is the most that goes through at once after a pause. A limiter is
@@ -31,6 +34,7 @@ const burstBytes = 256 << 10
 type Store struct {
 	inner              store.Store
 	up, down, requests *rate.Limiter
+	now                func() int64 // what up is set to; nil: it stays as it is
 }
 
 var (
@@ -40,17 +44,37 @@ var (
 
 // New wraps inner.
 func New(inner store.Store, o Options) *Store {
-	bytes := func(perSecond int64) *rate.Limiter {
-		if perSecond <= 0 {
-			return rate.NewLimiter(rate.Inf, burstBytes)
-		}
-		return rate.NewLimiter(rate.Limit(perSecond), burstBytes)
-	}
+	bytes := func(perSecond int64) *rate.Limiter { return rate.NewLimiter(limitOf(perSecond), burstBytes) }
 	requests := rate.NewLimiter(rate.Inf, 1)
 	if o.RequestsPerSecond > 0 {
 		requests = rate.NewLimiter(rate.Limit(o.RequestsPerSecond), max(1, int(o.RequestsPerSecond/10)))
 	}
-	return &Store{inner: inner, up: bytes(o.UploadBytesPerSecond), down: bytes(o.DownloadBytesPerSecond), requests: requests}
+	return &Store{inner: inner, up: bytes(o.UploadBytesPerSecond), down: bytes(o.DownloadBytesPerSecond), requests: requests, now: o.Upload}
+}
+
+func limitOf(perSecond int64) rate.Limit {
+	if perSecond <= 0 {
+		return rate.Inf
+	}
+	return rate.Limit(perSecond)
+}
+
+// upload waits until n bytes may be sent, at the rate of the moment.
+func (s *Store) upload(ctx context.Context, n int64) error {
+	if s.now == nil {
+		return wait(ctx, s.up, n)
+	}
+	for n > 0 {
+		if limit := limitOf(s.now()); limit != s.up.Limit() {
+			s.up.SetLimit(limit)
+		}
+		part := min(n, burstBytes)
+		if err := wait(ctx, s.up, part); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
 }
 
 // Unwrap implements store.Wrapper.
@@ -81,7 +105,7 @@ func (s *Store) Put(ctx context.Context, key string, body store.Body, o store.Pu
 	if err := s.request(ctx, "put", key); err != nil {
 		return err
 	}
-	if err := wait(ctx, s.up, body.Size()); err != nil {
+	if err := s.upload(ctx, body.Size()); err != nil {
 		return store.Fail("put", key, nil, err, "")
 	}
 	return s.inner.Put(ctx, key, body, o)

@@ -103,3 +103,22 @@ func TestADeadlineThatIsTooNearEndsTheWait(t *testing.T) {
 		r.Close()
 	})
 }
+
+func TestARateMayChangeWhileAnObjectIsSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		rate := func() int64 {
+			if time.Since(start) < 8*time.Second {
+				return 1 << 20
+			}
+			return 0
+		}
+		o := limit.Options{Upload: rate}
+		if !o.Limited() {
+			t.Error("Limited is wrong")
+		}
+		if took := transfer(t, limit.New(mem.New(), o), 64<<20); took < 7*time.Second || took > 9*time.Second {
+			t.Errorf("8 s at 1 MiB/s, and the rest at once, took %v", took)
+		}
+	})
+}
