@@ -20,7 +20,7 @@ const module = "github.com/qbackup/qbackup/"
 // (repo its format), since they are one room.
 var floors = map[string]int{
 	"internal/cache": -2, "internal/extent": -2, "internal/ident": -2, "internal/iszero": -2,
-	"configs": -2,
+	"configs": -2, "internal/schedule": -2,
 
 	"internal/qcow2": 0, "internal/nbd": 0, "internal/qmp": 0, "internal/store": 0,
 	"internal/store/dir": 0, "internal/store/s3": 0, "internal/store/mem": 0, "internal/store/retry": 0,
