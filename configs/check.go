@@ -138,7 +138,7 @@ func (d *decoder) machine(at string, m Machine, checks Checks) {
 	}
 	d.absolute(at+".qmp", m.QMP)
 	d.absolute(at+".guest_agent", m.GuestAgent)
-	d.absolute(at+".each", m.Each)
+	d.absolute(at+".each", strings.TrimPrefix(m.Each, "raw:"))
 	own := func(key string) bool { return d.at[at+"."+key] != nil }
 	switch {
 	case m.Each != "":
@@ -158,7 +158,7 @@ func (d *decoder) machine(at string, m Machine, checks Checks) {
 		if m.Name == "" && len(m.Images) > 1 {
 			d.faultAt(at, "has no name and several images; say name")
 		}
-	default:
+	case !d.faulty(at): // else its key may be one of those
 		d.faultAt(at, "says no machine; say images, qmp, libvirt or each")
 	}
 	if m.Freeze == FreezeRequire && own("freeze") && m.Libvirt == "" && m.GuestAgent == "" {

@@ -58,7 +58,7 @@ type Machine struct {
 	Images     Images   `yaml:"images" doc:"its images: a list, or a mapping from disk names; raw:PATH for a raw one"`
 	QMP        string   `yaml:"qmp" doc:"QMP socket of the machine's QEMU"`
 	GuestAgent string   `yaml:"guest_agent" doc:"socket of the guest agent"`
-	Each       string   `yaml:"each" doc:"a pattern of image files, each of which is a machine named by its stem"`
+	Each       string   `yaml:"each" doc:"a pattern of image files, each of which is a machine named by its stem; raw:PATTERN for raw ones"`
 	Libvirt    string   `yaml:"libvirt" doc:"name, UUID or pattern of libvirt domains"`
 	LibvirtURI string   `yaml:"libvirt_uri" doc:"which libvirt of this host has them"`
 	Except     []string `yaml:"except" doc:"patterns of domains that are not meant"`

@@ -107,7 +107,7 @@ func TestWrongFilesNameLineColumnAndCure(t *testing.T) {
 		{"repository: [a]\nmetrics: 4\n", []string{"1:13: repository: must be a word", "2:10: metrics: must be a mapping"}},
 		{"machines: {a: 1}\n", []string{"1:11: machines: must be a list"}},
 		{"machines: nothing\n", []string{"1:11: machines: must be a list"}},
-		{"machines: [x]\n", []string{"1:12: machines[0]: must be a mapping", "1:12: machines[0]: says no machine"}},
+		{"machines: [x]\n", []string{"1:12: machines[0]: must be a mapping"}},
 		{"- a\n- b\n", []string{"1:1: must be a mapping"}},
 		{"hello\n", []string{"1:1: must be a mapping"}},
 		{"repository: /a\nrepository: /b\n", []string{`2:1: the key "repository" stands here twice`}},

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo"
+	"github.com/qbackup/qbackup/internal/state"
+	"github.com/qbackup/qbackup/internal/target"
 )
 
 // backupFlags are what a backup can be told.
@@ -69,21 +72,35 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
+	local, err := p.openState(f.machine.spec.DryRun)
+	if err != nil {
+		return err
+	}
+	e := agent.Ending{Machine: m.Name, Start: time.Now()}
+	e.Summary, e.Err = p.backupMachine(ctx, f, m, local)
+	e.End, e.Class = time.Now(), exitClass(e.Err)
+	if !f.machine.spec.DryRun && !errors.Is(e.Err, state.ErrBusy) {
+		p.remember(local.Results(p.repository), e)
+	}
+	if reportErr := p.reportBackup(e.Summary, e.Err); e.Err == nil {
+		return reportErr
+	}
+	return e.Err
+}
+
+func (p *program) backupMachine(ctx context.Context, f backupFlags, m *target.Target, local *state.State) (agent.Summary, error) {
+	none := agent.Summary{MessageType: "summary", Machine: m.Name, DryRun: f.machine.spec.DryRun, Disks: []agent.DiskSummary{}}
 	openCache := p.openCache
 	if f.machine.spec.DryRun {
 		openCache = noCache
 	}
 	repository, err := p.openRepositoryWith(ctx, openCache)
 	if err != nil {
-		return err
-	}
-	local, err := p.openState(f.machine.spec.DryRun)
-	if err != nil {
-		return err
+		return none, err
 	}
 	if !f.machine.spec.DryRun {
 		if err := agent.CheckStore(ctx, repository, local.Repository(repository.ID()), func(err error) { p.note("%v", err) }); err != nil {
-			return err
+			return none, err
 		}
 	}
 	job := agent.Job{
@@ -97,10 +114,7 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err
 	if ctx.Err() != nil && summary.Point.IsZero() && err != nil && !errors.Is(err, repo.ErrUnknownOutcome) {
 		err = fmt.Errorf("no point was made, and all bits stay: %w", err)
 	}
-	if reportErr := p.reportBackup(summary, err); err == nil {
-		err = reportErr
-	}
-	return err
+	return summary, err
 }
 
 // reportBackup prints the summary: one JSON line, or a line for each disk.

@@ -30,8 +30,9 @@ const (
 func (p *program) demoCommand() *cobra.Command {
 	var keep string
 	c := &cobra.Command{
-		Use:   "demo",
-		Short: "Show the main job from end to end, on an image made for it",
+		Use:         "demo",
+		Annotations: map[string]string{unconfigured: "it needs none"},
+		Short:       "Show the main job from end to end, on an image made for it",
 		Long: `Make a qcow2 image in a temporary folder, back it up, change it as a guest would, back it up again, restore both points
 and compare every byte. Nothing outside that folder is touched and no other program is needed.`,
 		Args: arguments(cobra.NoArgs),

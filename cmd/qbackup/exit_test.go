@@ -24,11 +24,11 @@ var update = flag.Bool("update", false, "write docs/exit-codes.md anew")
 func TestTheManualListsTheExitCodes(t *testing.T) {
 	const path = "../../docs/exit-codes.md"
 	var b strings.Builder
-	b.WriteString("# Exit codes\n\nWhen an error belongs to several classes, the first one in the order of the table in `cmd/qbackup/exit.go` decides.\n\n| code | when |\n|---|---|\n")
+	b.WriteString("# Exit codes\n\nWhen an error belongs to several classes, the first one in the order of the table in `cmd/qbackup/exit.go` decides.\n\n| code | class in JSON and metrics | when |\n|---|---|---|\n")
 	for _, want := range []int{exitDone, exitFailed, exitSome, exitNoRepo, exitBusy, exitDenied, exitSource, exitDamage, exitUsage, exitInterrupted} {
 		for _, row := range exitTable() {
 			if row.code == want {
-				fmt.Fprintf(&b, "| %d | %s |\n", row.code, row.when)
+				fmt.Fprintf(&b, "| %d | %s | %s |\n", row.code, row.class, row.when)
 			}
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"syscall"
+
+	"github.com/qbackup/qbackup/internal/store/observe"
 )
 
 // memoryLimit is what the garbage collector aims to stay under, so that the program fits into 256 MiB.
@@ -33,7 +35,7 @@ func main() {
 
 // run is the program: arguments and streams in, exit code out.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	p := &program{stdin: stdin, stdout: stdout, stderr: stderr}
+	p := &program{stdin: stdin, stdout: stdout, stderr: stderr, storeStats: new(observe.Stats)}
 	root := p.rootCommand()
 	root.SetArgs(args)
 	root.SetIn(stdin)

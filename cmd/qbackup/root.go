@@ -11,10 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/qbackup/qbackup/configs"
 	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/state"
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/location"
+	"github.com/qbackup/qbackup/internal/store/observe"
 	"github.com/qbackup/qbackup/internal/store/retry"
 )
 
@@ -26,8 +28,13 @@ type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
+	configFile string
+	config     *configs.Config // nil: the command reads none
+
 	repository string
 	stateDir   string
+	storeStats *observe.Stats      // of this process's requests to the store
+	kept       state.StoreCounters // of storeStats: what is written down already
 	json       bool
 	quiet      bool
 	verbose    int
@@ -53,12 +60,14 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
   qbackup -r /srv/backup backup /var/lib/libvirt/images/web1.qcow2
   qbackup -r /srv/backup points
   qbackup -r /srv/backup restore --machine web1 --to web1-restored.qcow2 --format qcow2`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.ArbitraryArgs,
-		RunE:          unknownCommand,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Args:              cobra.ArbitraryArgs,
+		RunE:              unknownCommand,
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error { return p.configure(c) },
 	}
 	flags := root.PersistentFlags()
+	flags.StringVarP(&p.configFile, "config", "c", "", "configuration file ($QBACKUP_CONFIG; "+configs.DefaultPath+" where it exists)")
 	flags.StringVarP(&p.repository, "repo", "r", os.Getenv("QBACKUP_REPOSITORY"), "repository: a folder, s3://BUCKET/PREFIX or s3:http(s)://HOST:PORT/BUCKET/PREFIX ($QBACKUP_REPOSITORY)")
 	flags.Lookup("repo").DefValue = "" // what the environment holds is not for a help page
 	flags.StringVar(&p.stateDir, "state-dir", "", "where this host remembers its runs ($QBACKUP_STATE_DIR, $STATE_DIRECTORY, else /var/lib/qbackup)")
@@ -70,8 +79,8 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 		return usagef("%v; see %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(
-		p.initCommand(), p.backupCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
-		p.bitmapCommand(), p.thawCommand(), p.demoCommand(), p.versionCommand(), p.guardCommand(),
+		p.initCommand(), p.backupCommand(), p.runCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
+		p.bitmapCommand(), p.configCommand(), p.thawCommand(), p.demoCommand(), p.versionCommand(), p.guardCommand(),
 	)
 	return root
 }
@@ -101,13 +110,19 @@ func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 // openStore opens the place that --repo names; with create, a missing folder is made.
 func (p *program) openStore(ctx context.Context, create bool) (store.Store, error) {
 	if p.repository == "" {
-		return nil, usagef("no repository is named; use --repo or QBACKUP_REPOSITORY")
+		return nil, usagef("no repository is named; use --repo, QBACKUP_REPOSITORY or a configuration")
 	}
 	place, err := location.Parse(p.repository)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)
 	}
-	options := location.Options{Create: create, Retry: retry.Options{Budget: p.retryFor, OnRetry: p.noteRetry}}
+	getenv, err := p.getenv()
+	if err != nil {
+		return nil, err
+	}
+	options := location.Options{
+		Create: create, Stats: p.storeStats, Limit: p.limits(), Getenv: getenv, Retry: retry.Options{Budget: p.retryFor, OnRetry: p.noteRetry},
+	}
 	return location.Open(ctx, place, options)
 }
 

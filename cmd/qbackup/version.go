@@ -23,9 +23,10 @@ func programVersion() string {
 
 func (p *program) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  arguments(cobra.NoArgs),
+		Use:         "version",
+		Annotations: map[string]string{unconfigured: "it needs none"},
+		Short:       "Print the version",
+		Args:        arguments(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			if p.json {
 				return p.printJSON(map[string]string{"version": programVersion(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH})

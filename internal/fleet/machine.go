@@ -35,7 +35,7 @@ type Policy struct {
 // Entry is what a configuration says: one machine, or a rule that finds several.
 type Entry struct {
 	Spec target.Spec
-	// Each is a pattern of image files; each is a machine named by its stem.
+	// Each is a pattern of image files, [raw:]PATTERN; each is a machine named by its stem.
 	Each string
 	// Domains is a pattern of names of libvirt domains, but not those that match Except.
 	Domains string
@@ -121,7 +121,8 @@ func describe(s target.Spec) string {
 
 // each is an entry for one machine per file.
 func (x *expansion) each(e Entry) {
-	files, err := filepath.Glob(e.Each)
+	pattern, raw := strings.CutPrefix(e.Each, "raw:")
+	files, err := filepath.Glob(pattern)
 	if err == nil && len(files) == 0 {
 		err = errors.New("no file matches")
 	}
@@ -131,7 +132,9 @@ func (x *expansion) each(e Entry) {
 	}
 	for _, file := range files {
 		s := e.Spec
-		s.Images = []string{file}
+		if s.Images = []string{file}; raw {
+			s.Images[0] = "raw:" + file
+		}
 		x.found(s, e.Policy, "each: "+file)
 	}
 }

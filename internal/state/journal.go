@@ -2,8 +2,6 @@ package state
 
 import (
 	"fmt"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/qbackup/qbackup/internal/ident"
@@ -114,14 +112,4 @@ func (m *Machine) End(run ident.RunID, outcome Outcome, now time.Time) error {
 		return fmt.Errorf("write journal: %w", err)
 	}
 	return nil
-}
-
-// BootID identifies the running boot of this host: the kernel's random id, or
-// "" where there is none.
-func BootID() string {
-	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(raw))
 }

@@ -28,6 +28,8 @@ func Statuses() []Status {
 type Result struct {
 	Machine ident.MachineName `json:"machine"`
 	Attempt Attempt           `json:"attempt"`
+	// Scheduled is when a backup was last begun because it was due.
+	Scheduled time.Time `json:"scheduled,omitzero"`
 	// Success is the newest point without missing disks, Latest the newest of all.
 	Success Point `json:"success,omitzero"`
 	Latest  Point `json:"latest,omitzero"`
