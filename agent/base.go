@@ -7,6 +7,7 @@ import (
 	"github.com/qbackup/qbackup/internal/extent"
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
+	"github.com/qbackup/qbackup/internal/source"
 )
 
 // StampState is what the repository, and for dead runs this host, says of a run
@@ -44,6 +45,10 @@ type Bitmap struct {
 	Recording, InUse bool
 	Problem          string // why its bits cannot be believed, other than InUse
 	DirtyBytes       int64  // set bits times granularity, -1 when unknown
+}
+
+func bitmapOf(name ident.BitmapName, b source.BitmapEvidence) Bitmap {
+	return Bitmap{Name: name, Recording: b.Recording, InUse: b.InUse, Problem: b.Problem, DirtyBytes: b.DirtyBytes}
 }
 
 // BaseInput is everything the choice of one disk's base depends on.

@@ -260,7 +260,7 @@ func (b *backup) baseInput(ctx context.Context, k *knowledge, e source.DiskEvide
 		if !ok || name.Family != in.Family {
 			continue
 		}
-		in.Bitmaps = append(in.Bitmaps, Bitmap{Name: name, Recording: v.Recording, InUse: v.InUse, Problem: v.Problem, DirtyBytes: v.DirtyBytes})
+		in.Bitmaps = append(in.Bitmaps, bitmapOf(name, v))
 	}
 	for _, stamp := range in.family().stamps() {
 		if err := b.addStamp(ctx, k, &in, stamp); err != nil {

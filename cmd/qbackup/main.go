@@ -45,6 +45,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return exitDone
 	}
+	var plugin *nagiosError
+	if errors.As(err, &plugin) {
+		return plugin.code
+	}
 	// The flag may stand after the one that could not be read.
 	p.json = p.json || errors.Is(err, errUsage) && slices.Contains(args, "--json")
 	code := exitCode(ctx, err)

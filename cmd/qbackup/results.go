@@ -18,6 +18,9 @@ func (p *program) remember(results *state.Results, e agent.Ending) {
 func (p *program) keepStoreCounters(results *state.Results) {
 	now := countersOf(p.storeStats)
 	err := results.UpdateOverall(func(o *state.Overall) {
+		if !p.opened.IsZero() {
+			o.Repository = p.opened.String()
+		}
 		if o.Store.Requests == nil {
 			o.Store.Requests = map[string]uint64{}
 		}

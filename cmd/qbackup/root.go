@@ -13,6 +13,7 @@ import (
 
 	"github.com/qbackup/qbackup/configs"
 	"github.com/qbackup/qbackup/internal/repo"
+	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/state"
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/location"
@@ -29,7 +30,8 @@ type program struct {
 	stdout, stderr io.Writer
 
 	configFile string
-	config     *configs.Config // nil: the command reads none
+	opened     format.RepositoryID // zero: none was opened
+	config     *configs.Config     // nil: the command reads none
 
 	repository string
 	stateDir   string
@@ -79,7 +81,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 		return usagef("%v; see %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(
-		p.initCommand(), p.backupCommand(), p.runCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
+		p.initCommand(), p.backupCommand(), p.runCommand(), p.statusCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
 		p.bitmapCommand(), p.configCommand(), p.thawCommand(), p.demoCommand(), p.versionCommand(), p.guardCommand(),
 	)
 	return root
@@ -89,6 +91,9 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 func unknownCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return c.Help()
+	}
+	if args[0] == "check" {
+		return usagef("unknown command %q; `qbackup status --nagios` says how machines are, `qbackup verify` looks for damage in the repository", args[0])
 	}
 	suggestion := ""
 	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
@@ -157,6 +162,7 @@ func (p *program) openRepositoryWith(ctx context.Context, openCache func() *repo
 	if err != nil {
 		return nil, fmt.Errorf("open the repository at %s: %w", p.repository, err)
 	}
+	p.opened = repository.ID()
 	return repository, nil
 }
 

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/vbauerster/mpb/v8"
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo"
+	"github.com/qbackup/qbackup/internal/state"
 	"github.com/qbackup/qbackup/internal/verify"
 )
 
@@ -74,7 +77,46 @@ func (p *program) verify(ctx context.Context, f verifyFlags) error {
 	if err != nil {
 		return err
 	}
+	p.rememberVerified(report, f)
 	return p.reportVerified(report, f)
+}
+
+// rememberVerified writes down what a verification found, of the machines that this host backs up.
+func (p *program) rememberVerified(r *verify.Report, f verifyFlags) {
+	local, err := p.openState(false)
+	if err != nil {
+		p.note("what was found is not remembered on this host: %v", err)
+		return
+	}
+	results := local.Results(p.repository)
+	known, err := results.Machines()
+	if err != nil {
+		p.note("what was found is not remembered on this host: %v", err)
+		return
+	}
+	for _, k := range known {
+		if len(f.machines) > 0 && !slices.Contains(f.machines, string(k.Machine)) {
+			continue
+		}
+		v := state.Verified{Time: time.Now().UTC(), Data: f.data}
+		points := map[ident.RunID]bool{}
+		for _, d := range r.Damage {
+			hit := false
+			for _, point := range d.Points {
+				if point.Machine == k.Machine {
+					points[point.Point], hit = true, true
+				}
+			}
+			if hit {
+				v.DamagedObjects++
+			}
+		}
+		v.DamagedPoints = len(points)
+		if err := results.Update(k.Machine, func(r *state.Result) { r.Verified = v }); err != nil {
+			p.note("%v", err)
+		}
+	}
+	p.keepStoreCounters(results)
 }
 
 // reportUnopened names the object without which a repository cannot be opened.

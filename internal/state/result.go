@@ -138,8 +138,10 @@ type Pruned struct {
 
 // Overall is what this host knows of a repository as a whole.
 type Overall struct {
-	Store  StoreCounters `json:"store"`
-	Pruned Pruned        `json:"pruned,omitzero"`
+	// Repository is the id of the repository that was found at this place last, in hex.
+	Repository string        `json:"repository,omitempty"`
+	Store      StoreCounters `json:"store"`
+	Pruned     Pruned        `json:"pruned,omitzero"`
 	// Prunes counts prunes by "ok" and "failed", PrunedObjects and PrunedBytes what they deleted.
 	Prunes        map[string]uint64 `json:"prunes,omitempty"`
 	PrunedObjects uint64            `json:"pruned_objects"`
