@@ -94,6 +94,9 @@ type Stats struct {
 	mu    sync.Mutex
 	phase Phase
 	disks []DiskProgress
+	// entered counts phases, each as much as no disk has bytes: a run that starts over
+	// has new disks.
+	entered uint64
 }
 
 // DiskProgress is one disk that is being uploaded.
@@ -118,10 +121,22 @@ func (s *Stats) Disks() []DiskProgress {
 	return append([]DiskProgress(nil), s.disks...)
 }
 
+// Progress is a number that changes as long as the backup gets on.
+func (s *Stats) Progress() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := s.entered
+	for _, d := range s.disks {
+		sum += uint64(d.Stats.Passed.Load()) + uint64(d.Stats.Read.Load()) + uint64(d.Stats.Stored.Load())
+	}
+	return sum
+}
+
 func (s *Stats) enter(p Phase) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.phase = p
+	s.entered += 1 << 56
 }
 
 func (s *Stats) watch(disks []DiskProgress) {

@@ -56,7 +56,7 @@ func (p *program) checkConfig() error {
 	if err != nil {
 		return err
 	}
-	p.config = c
+	p.config.Store(c)
 	if _, err := p.getenv(); err != nil && c.Credentials.Systemd == "" {
 		return err
 	}

@@ -84,7 +84,7 @@ func (p *program) applyConfig() error {
 	if err != nil {
 		return err
 	}
-	p.config = config
+	p.config.Store(config)
 	if p.repository == "" {
 		p.repository = config.Repository
 	}
@@ -121,10 +121,10 @@ func (p *program) getenv() (func(string) string, error) {
 
 // configured is the configuration; of a command that has none, an empty one.
 func (p *program) configured() *configs.Config {
-	if p.config == nil {
-		return &configs.Config{}
+	if c := p.config.Load(); c != nil {
+		return c
 	}
-	return p.config
+	return &configs.Config{}
 }
 
 // limits are those of the store.

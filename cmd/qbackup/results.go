@@ -16,6 +16,8 @@ func (p *program) remember(results *state.Results, e agent.Ending) {
 
 // keepStoreCounters adds this process's requests to the store to those of all runs of this host. Each request is added once.
 func (p *program) keepStoreCounters(results *state.Results) {
+	p.keeping.Lock()
+	defer p.keeping.Unlock()
 	now := countersOf(p.storeStats)
 	err := results.UpdateOverall(func(o *state.Overall) {
 		if !p.opened.IsZero() {

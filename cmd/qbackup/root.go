@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,12 +32,13 @@ type program struct {
 	stdout, stderr io.Writer
 
 	configFile string
-	opened     format.RepositoryID // zero: none was opened
-	config     *configs.Config     // nil: the command reads none
+	opened     format.RepositoryID            // zero: none was opened
+	config     atomic.Pointer[configs.Config] // nil: the command reads none
 
 	repository string
 	stateDir   string
 	storeStats *observe.Stats      // of this process's requests to the store
+	keeping    sync.Mutex          // guards what follows, and opened
 	kept       state.StoreCounters // of storeStats: what is written down already
 	json       bool
 	quiet      bool
@@ -81,7 +84,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 		return usagef("%v; see %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(
-		p.initCommand(), p.backupCommand(), p.runCommand(), p.statusCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
+		p.initCommand(), p.backupCommand(), p.runCommand(), p.agentCommand(), p.statusCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
 		p.bitmapCommand(), p.configCommand(), p.thawCommand(), p.demoCommand(), p.versionCommand(), p.guardCommand(),
 	)
 	return root
@@ -162,7 +165,9 @@ func (p *program) openRepositoryWith(ctx context.Context, openCache func() *repo
 	if err != nil {
 		return nil, fmt.Errorf("open the repository at %s: %w", p.repository, err)
 	}
+	p.keeping.Lock()
 	p.opened = repository.ID()
+	p.keeping.Unlock()
 	return repository, nil
 }
 

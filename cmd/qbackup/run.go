@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -144,7 +145,12 @@ func (p *program) runMachines(ctx context.Context, f *fleet.Fleet, machines []fl
 			p.warn("%v", err)
 		}
 	}
-	endings := f.Run(ctx, machines, int(p.configured().Limits.Parallel))
+	var print sync.Mutex
+	endings := f.Run(ctx, machines, int(p.configured().Limits.Parallel), func(e agent.Ending) {
+		print.Lock()
+		defer print.Unlock()
+		p.reportEnding(e)
+	})
 	p.keepStoreCounters(f.Results())
 	var failures []error
 	for _, problem := range problems {
@@ -159,7 +165,6 @@ func (p *program) runMachines(ctx context.Context, f *fleet.Fleet, machines []fl
 		if !e.Summary.Point.IsZero() {
 			points++
 		}
-		p.reportEnding(e)
 		if e.Err != nil {
 			failures = append(failures, e.Err)
 		}

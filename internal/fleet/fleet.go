@@ -28,9 +28,6 @@ type Options struct {
 	Class func(error) string
 	// Note is told what is no error and yet worth a line; nil: nobody is.
 	Note func(string)
-	// Began and Ended are told of each backup; nil: nobody is. They may be called in parallel.
-	Began func(Machine, *agent.Stats)
-	Ended func(Machine, agent.Ending)
 }
 
 // Fleet backs machines up.
@@ -49,12 +46,6 @@ func New(o Options) *Fleet {
 	}
 	if o.Note == nil {
 		o.Note = func(string) {}
-	}
-	if o.Began == nil {
-		o.Began = func(Machine, *agent.Stats) {}
-	}
-	if o.Ended == nil {
-		o.Ended = func(Machine, agent.Ending) {}
 	}
 	if o.Agent.Clock == nil {
 		o.Agent.Clock = time.Now
@@ -82,7 +73,8 @@ func (f *Fleet) Repository(ctx context.Context) (*repo.Repository, error) {
 
 // Run backs machines up, parallel of them at once, and returns their endings in the order
 // of the machines. A machine whose turn does not come before ctx ends has none.
-func (f *Fleet) Run(ctx context.Context, machines []Machine, parallel int) []agent.Ending {
+// ended is told of each at once, and may be called in parallel.
+func (f *Fleet) Run(ctx context.Context, machines []Machine, parallel int, ended func(agent.Ending)) []agent.Ending {
 	endings := make([]agent.Ending, len(machines))
 	var group errgroup.Group
 	group.SetLimit(max(parallel, 1))
@@ -92,7 +84,8 @@ func (f *Fleet) Run(ctx context.Context, machines []Machine, parallel int) []age
 		}
 		group.Go(func() error {
 			if ctx.Err() == nil {
-				endings[i] = f.Backup(ctx, m)
+				endings[i] = f.Backup(ctx, m, new(agent.Stats))
+				ended(endings[i])
 			}
 			return nil
 		})
@@ -102,9 +95,7 @@ func (f *Fleet) Run(ctx context.Context, machines []Machine, parallel int) []age
 }
 
 // Backup backs one machine up, and remembers how it ended.
-func (f *Fleet) Backup(ctx context.Context, m Machine) agent.Ending {
-	stats := new(agent.Stats)
-	f.o.Began(m, stats)
+func (f *Fleet) Backup(ctx context.Context, m Machine, stats *agent.Stats) agent.Ending {
 	e := agent.Ending{Machine: m.Name, Start: f.o.Agent.Clock()}
 	e.Summary, e.Err = f.attempt(ctx, m, stats)
 	e.End = f.o.Agent.Clock()
@@ -115,7 +106,6 @@ func (f *Fleet) Backup(ctx context.Context, m Machine) agent.Ending {
 			f.o.Note(err.Error())
 		}
 	}
-	f.o.Ended(m, e)
 	return e
 }
 

@@ -102,11 +102,9 @@ func TestOneMachinesFailureIsNoOthers(t *testing.T) {
 	if len(problems) > 0 || len(machines) != 6 {
 		t.Fatalf("%v, %v", named(machines), problems)
 	}
-	var began, ended atomic.Int32
-	w.o.Began = func(fleet.Machine, *agent.Stats) { began.Add(1) }
-	w.o.Ended = func(fleet.Machine, agent.Ending) { ended.Add(1) }
+	var ended atomic.Int32
 	f := fleet.New(w.o)
-	for i, e := range f.Run(t.Context(), machines, 3) {
+	for i, e := range f.Run(t.Context(), machines, 3, func(agent.Ending) { ended.Add(1) }) {
 		bad := i == 2 || i == 4
 		if e.Machine != machines[i].Name || bad != (e.Err != nil) || bad == !e.Summary.Point.IsZero() {
 			t.Errorf("%s: %v, point %v", e.Machine, e.Err, e.Summary.Point)
@@ -116,8 +114,8 @@ func TestOneMachinesFailureIsNoOthers(t *testing.T) {
 			t.Errorf("%s is remembered as %+v", e.Machine, r.Attempt)
 		}
 	}
-	if began.Load() != 6 || ended.Load() != 6 {
-		t.Errorf("%d began, %d ended", began.Load(), ended.Load())
+	if ended.Load() != 6 {
+		t.Errorf("%d ended", ended.Load())
 	}
 }
 
@@ -127,14 +125,14 @@ func TestAStoreThatCannotBeAskedIsRememberedAndAskedAgain(t *testing.T) {
 	works := w.open
 	w.open = func(context.Context) (*repo.Repository, error) { return nil, store.ErrTransient }
 	f := fleet.New(w.o)
-	if e := f.Backup(t.Context(), machines[0]); !errors.Is(e.Err, store.ErrTransient) {
+	if e := f.Backup(t.Context(), machines[0], new(agent.Stats)); !errors.Is(e.Err, store.ErrTransient) {
 		t.Error(e.Err)
 	}
 	if got := f.Results().Machine("a"); got.Attempt.Status != state.StatusFailed || got.Attempt.Error == "" {
 		t.Errorf("%+v", got)
 	}
 	w.open = works
-	if e := f.Backup(t.Context(), machines[0]); e.Err != nil {
+	if e := f.Backup(t.Context(), machines[0], new(agent.Stats)); e.Err != nil {
 		t.Error(e.Err)
 	}
 	if got := f.Results().Machine("a"); got.Attempt.Status != state.StatusOK || got.Counters.Attempts[state.StatusFailed] != 1 || got.Success.Run.IsZero() {
@@ -146,7 +144,7 @@ func TestAMachineAtWorkElsewhereIsBusyAndKeepsItsResult(t *testing.T) {
 	w := newWorld(t)
 	machines, _ := fleet.Expand(t.Context(), []fleet.Entry{{Spec: offlineSpec(w.image("a.qcow2"))}})
 	f := fleet.New(w.o)
-	if e := f.Backup(t.Context(), machines[0]); e.Err != nil {
+	if e := f.Backup(t.Context(), machines[0], new(agent.Stats)); e.Err != nil {
 		t.Fatal(e.Err)
 	}
 	r, err := f.Repository(t.Context())
@@ -158,7 +156,7 @@ func TestAMachineAtWorkElsewhereIsBusyAndKeepsItsResult(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unlock()
-	if e := f.Backup(t.Context(), machines[0]); !errors.Is(e.Err, state.ErrBusy) {
+	if e := f.Backup(t.Context(), machines[0], new(agent.Stats)); !errors.Is(e.Err, state.ErrBusy) {
 		t.Error(e.Err)
 	}
 	if got := f.Results().Machine("a"); got.Attempt.Status != state.StatusOK {
@@ -169,9 +167,8 @@ func TestAMachineAtWorkElsewhereIsBusyAndKeepsItsResult(t *testing.T) {
 func TestNoMachineBeginsAfterAnInterrupt(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	w.o.Ended = func(fleet.Machine, agent.Ending) { cancel() }
 	machines, _ := fleet.Expand(t.Context(), []fleet.Entry{{Spec: offlineSpec(w.image("a.qcow2"))}, {Spec: offlineSpec(w.image("b.qcow2"))}})
-	endings := fleet.New(w.o).Run(ctx, machines, 1)
+	endings := fleet.New(w.o).Run(ctx, machines, 1, func(agent.Ending) { cancel() })
 	if endings[0].Err != nil || endings[0].Machine != "a" || endings[1].Machine != "" {
 		t.Errorf("%+v", endings)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/fleet"
 	"github.com/qbackup/qbackup/internal/state"
 )
@@ -37,7 +38,7 @@ func TestHooksAreRunBeforeAndAfter(t *testing.T) {
 	hook := func(name string) string {
 		return w.script(name, `echo "`+name+` $QBACKUP_MACHINE ${QBACKUP_STATUS-unset} ${#QBACKUP_POINT}" >> `+log)
 	}
-	e := fleet.New(w.o).Backup(t.Context(), w.hooked(fleet.Hooks{Before: []string{hook("one"), hook("two")}, After: []string{hook("three")}}))
+	e := fleet.New(w.o).Backup(t.Context(), w.hooked(fleet.Hooks{Before: []string{hook("one"), hook("two")}, After: []string{hook("three")}}), new(agent.Stats))
 	if e.Err != nil {
 		t.Fatal(e.Err)
 	}
@@ -52,14 +53,14 @@ func TestAHookThatFailsIsAnErrorWithItsWords(t *testing.T) {
 	log := filepath.Join(w.dir, "log")
 	after := w.script("after", "echo $QBACKUP_STATUS >> "+log)
 	f := fleet.New(w.o)
-	e := f.Backup(t.Context(), w.hooked(fleet.Hooks{Before: []string{w.script("before", "echo the database is gone; exit 4")}, After: []string{after}}))
+	e := f.Backup(t.Context(), w.hooked(fleet.Hooks{Before: []string{w.script("before", "echo the database is gone; exit 4")}, After: []string{after}}), new(agent.Stats))
 	if !errors.Is(e.Err, fleet.ErrHook) || !strings.Contains(e.Err.Error(), "before: exit status 4: the database is gone") || !e.Summary.Point.IsZero() {
 		t.Errorf("before: %v, point %v", e.Err, e.Summary.Point)
 	}
 	if got, err := os.ReadFile(log); err != nil || string(got) != "failed\n" {
 		t.Errorf("what was stopped was not started: %q, %v", got, err)
 	}
-	e = f.Backup(t.Context(), w.hooked(fleet.Hooks{After: []string{w.script("after", "exit 5"), "/no/such/hook"}}))
+	e = f.Backup(t.Context(), w.hooked(fleet.Hooks{After: []string{w.script("after", "exit 5"), "/no/such/hook"}}), new(agent.Stats))
 	if !errors.Is(e.Err, fleet.ErrHook) || !errors.Is(e.Err, os.ErrNotExist) || e.Summary.Point.IsZero() || e.Status() != state.StatusFailed {
 		t.Errorf("after: %v, point %v, %s", e.Err, e.Summary.Point, e.Status())
 	}
@@ -70,7 +71,7 @@ func TestAHookThatHangsIsEndedWithAllThatItStarted(t *testing.T) {
 	pid := filepath.Join(w.dir, "pid")
 	hook := w.script("hang", "trap '' TERM; sleep 600 & echo $! > "+pid+"; wait; wait")
 	started := time.Now()
-	e := fleet.New(w.o).Backup(t.Context(), w.hooked(fleet.Hooks{Before: []string{hook}, Timeout: 300 * time.Millisecond}))
+	e := fleet.New(w.o).Backup(t.Context(), w.hooked(fleet.Hooks{Before: []string{hook}, Timeout: 300 * time.Millisecond}), new(agent.Stats))
 	if !errors.Is(e.Err, fleet.ErrHook) || !strings.Contains(e.Err.Error(), "did not end within 300ms") {
 		t.Error(e.Err)
 	}

@@ -188,7 +188,9 @@ func TestAnInterruptedBackupTakesItsCutDown(t *testing.T) {
 	defer x.g.halt()
 	for n := range testtool.Count(2, 20) {
 		code, stderr := x.disturbed(func(run *exec.Cmd) { _ = run.Process.Signal(syscall.SIGTERM) })
-		if code != 0 && code != 130 {
+		// A signal that comes before the program listens to any ends it with nothing begun.
+		early := code == -1 && stderr == ""
+		if code != 0 && code != 130 && !early {
 			t.Errorf("interrupt %d: exit %d: %s", n, code, stderr)
 		}
 		x.checkTidy()
