@@ -91,6 +91,8 @@ const (
 // Stats shows how far a backup is. The caller owns it and may read it at any
 // time from any goroutine.
 type Stats struct {
+	pipeline upload.PipelineStats
+
 	mu    sync.Mutex
 	phase Phase
 	disks []DiskProgress
@@ -105,6 +107,9 @@ type DiskProgress struct {
 	Mode  string
 	Stats *upload.DiskStats
 }
+
+// Pipeline shows how busy the stages of the upload are.
+func (s *Stats) Pipeline() *upload.PipelineStats { return &s.pipeline }
 
 // Phase tells the current step.
 func (s *Stats) Phase() Phase {

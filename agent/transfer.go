@@ -154,7 +154,7 @@ func (b *backup) uploadOptions(r *run, p *plan) upload.Options {
 	return upload.Options{
 		Codec: b.job.Repository.Codec(), Hasher: b.job.Repository.Hasher(),
 		Pack:   format.PackHeader{Repository: b.job.Repository.ID(), MachineID: b.machine.ID, Run: r.id},
-		Random: b.o.Random, Workers: workers, MemoryBytes: b.o.MemoryBytes,
+		Random: b.o.Random, Workers: workers, MemoryBytes: b.o.MemoryBytes, Stats: b.o.Stats.Pipeline(),
 	}
 }
 

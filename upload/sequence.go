@@ -37,6 +37,7 @@ func (p *pipeline) sequence(ctx context.Context) error {
 				return err
 			}
 		}
+		p.o.Stats.Queued.Add(-1)
 		p.jobs[t.job].Stats.Passed.Add(p.grids[t.job].passed(t.piece))
 		p.frames <- t.buffer[:0] // never blocks: the list has room for every buffer
 	}
@@ -114,6 +115,7 @@ func (s *sequencer) begin(ctx context.Context) error {
 	}
 	if w == nil {
 		w = format.NewPackWriter(h, packBytes)
+		s.o.Stats.BufferBytes.Add(packBytes)
 	} else {
 		w.Reset(h)
 	}
@@ -137,15 +139,23 @@ func (p *pipeline) put(ctx context.Context) error {
 		if !ok {
 			return err
 		}
-		pack, err := w.Seal()
-		if err != nil {
-			return fmt.Errorf("seal a pack: %w", err)
-		}
-		if err := p.target.PutPack(ctx, pack); err != nil {
-			return fmt.Errorf("store pack %d: %w", pack.Seq, err)
+		if err := p.store(ctx, w); err != nil {
+			return err
 		}
 		p.writers <- w // never blocks: the list has room for every writer
 	}
+}
+
+func (p *pipeline) store(ctx context.Context, w *format.PackWriter) error {
+	defer p.o.Stats.put.work()()
+	pack, err := w.Seal()
+	if err != nil {
+		return fmt.Errorf("seal a pack: %w", err)
+	}
+	if err := p.target.PutPack(ctx, pack); err != nil {
+		return fmt.Errorf("store pack %d: %w", pack.Seq, err)
+	}
+	return nil
 }
 
 // passed is how many bytes of the disk a piece stands for.

@@ -78,6 +78,7 @@ type Options struct {
 	Random      io.Reader         // for salts
 	Workers     int               // 0: one per core
 	MemoryBytes int64             // 0: DefaultMemoryBytes
+	Stats       *PipelineStats    // nil: nobody watches
 }
 
 // Run uploads the extents of all jobs, one disk after the other, and returns when every pack is stored and every map
@@ -139,6 +140,9 @@ type task struct {
 
 // newPipeline divides the memory: half for packs on their way to the store, the rest for windows being worked on.
 func newPipeline(jobs []Job, target Target, o Options) *pipeline {
+	if o.Stats == nil {
+		o.Stats = &PipelineStats{}
+	}
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
@@ -183,6 +187,7 @@ func (p *pipeline) dispatch(ctx context.Context) error {
 				return &SourceError{Disk: job.Name, Err: err}
 			}
 			t := &task{job: n, piece: piece, done: make(chan struct{})}
+			p.o.Stats.Queued.Add(1)
 			if err := send(ctx, p.ordered, t); err != nil {
 				return err
 			}

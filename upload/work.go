@@ -57,10 +57,15 @@ func (w *worker) process(ctx context.Context, t *task) error {
 	if w.window == nil {
 		size := g.windowBlocks * g.blockBytes
 		w.window, w.decoded = make([]byte, size), make([]byte, size)
+		w.o.Stats.BufferBytes.Add(2 * size)
 	}
-	if err := w.read(job, g, t.piece); err != nil {
+	read := w.o.Stats.read.work()
+	err := w.read(job, g, t.piece)
+	read()
+	if err != nil {
 		return err
 	}
+	defer w.o.Stats.compress.work()()
 	v, err := w.classify(ctx, job, g, t.piece)
 	if err != nil {
 		return err
@@ -181,6 +186,7 @@ func (w *worker) compress(t *task, job *Job, g grid, i, n int, v *verdict) error
 	if t.buffer == nil {
 		// Room for the worst window: nothing compresses, and no two blocks share a frame.
 		t.buffer = make([]byte, 0, windowBytes+windowBytes/g.blockBytes*(format.MaxFrameBytes(g.blockBytes)-g.blockBytes))
+		w.o.Stats.BufferBytes.Add(int64(cap(t.buffer)))
 	}
 	start := len(t.buffer)
 	t.buffer = w.o.Codec.Compress(t.buffer, plain)

@@ -81,6 +81,10 @@ func (p *program) backup(ctx context.Context, f backupFlags, args []string) (err
 	e.End, e.Class = time.Now(), exitClass(e.Err)
 	if !f.machine.spec.DryRun && !errors.Is(e.Err, state.ErrBusy) {
 		p.remember(local.Results(p.repository), e)
+		if p.configured().Metrics.Textfile != "" {
+			machines, problems := p.machines(ctx)
+			p.writeMetrics(local, machines, len(problems))
+		}
 	}
 	if reportErr := p.reportBackup(e.Summary, e.Err); e.Err == nil {
 		return reportErr

@@ -23,21 +23,26 @@ func (p *program) keepStoreCounters(results *state.Results) {
 		if !p.opened.IsZero() {
 			o.Repository = p.opened.String()
 		}
-		if o.Store.Requests == nil {
-			o.Store.Requests = map[string]uint64{}
-		}
-		for name, n := range now.Requests {
-			o.Store.Requests[name] += n - p.kept.Requests[name]
-		}
-		o.Store.Retries += now.Retries - p.kept.Retries
-		o.Store.BytesSent += now.BytesSent - p.kept.BytesSent
-		o.Store.BytesReceived += now.BytesReceived - p.kept.BytesReceived
+		p.addCounters(o, now)
 	})
 	if err != nil {
 		p.warn("%v", err)
 		return
 	}
 	p.kept = now
+}
+
+// addCounters adds what was counted up to now and not yet written down.
+func (p *program) addCounters(o *state.Overall, now state.StoreCounters) {
+	if o.Store.Requests == nil {
+		o.Store.Requests = map[string]uint64{}
+	}
+	for name, n := range now.Requests {
+		o.Store.Requests[name] += n - p.kept.Requests[name]
+	}
+	o.Store.Retries += now.Retries - p.kept.Retries
+	o.Store.BytesSent += now.BytesSent - p.kept.BytesSent
+	o.Store.BytesReceived += now.BytesReceived - p.kept.BytesReceived
 }
 
 func countersOf(s *observe.Stats) state.StoreCounters {

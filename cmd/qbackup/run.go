@@ -60,8 +60,8 @@ func (p *program) run(ctx context.Context, names []string, dryRun bool) error {
 	if err != nil {
 		return err
 	}
-	machines, problems := p.machines(ctx)
-	machines, err = chosen(machines, names)
+	all, problems := p.machines(ctx)
+	machines, err := chosen(all, names)
 	if err != nil {
 		return err
 	}
@@ -86,6 +86,7 @@ func (p *program) run(ctx context.Context, names []string, dryRun bool) error {
 		}
 		return p.problems(problems)
 	}
+	defer p.writeMetrics(local, all, len(problems))
 	return p.runMachines(ctx, f, machines, problems, now)
 }
 

@@ -180,3 +180,38 @@ func (x *expansion) found(s target.Spec, p Policy, entry string) {
 		x.machines = append(x.machines, Machine{name, s, p})
 	}
 }
+
+// Unassigned are the domains of the libvirts that entries name of which none of the
+// entries speaks, neither by name or pattern nor as an exception.
+func Unassigned(ctx context.Context, entries []Entry) []string {
+	byURI := map[string][]Entry{}
+	for _, e := range entries {
+		if e.Domains != "" || e.Spec.Domain != "" {
+			byURI[e.Spec.URI] = append(byURI[e.Spec.URI], e)
+		}
+	}
+	var list []string
+	for uri, entries := range byURI {
+		domains, err := virt.Domains(ctx, uri)
+		if err != nil {
+			continue // Expand says so
+		}
+		for _, domain := range domains {
+			if !slices.ContainsFunc(entries, func(e Entry) bool { return e.speaksOf(domain) }) {
+				list = append(list, domain)
+			}
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (e Entry) speaksOf(domain string) bool {
+	if e.Spec.Domain == domain {
+		return true
+	}
+	return slices.ContainsFunc(append([]string{e.Domains}, e.Except...), func(pattern string) bool {
+		ok, err := path.Match(pattern, domain)
+		return ok && err == nil
+	})
+}

@@ -53,8 +53,6 @@ type Attempt struct {
 	Consistency     string  `json:"consistency,omitempty"`
 	DurationSeconds float64 `json:"duration_seconds"`
 	FreezeSeconds   float64 `json:"freeze_seconds,omitempty"`
-	// ScratchBytes is the most that QEMU kept for the guest's writes.
-	ScratchBytes int64 `json:"scratch_bytes,omitempty"`
 	// Alarms are what somebody should look at although the run went on.
 	Alarms []string `json:"alarms,omitempty"`
 }

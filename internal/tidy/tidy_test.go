@@ -37,7 +37,7 @@ var floors = map[string]int{
 
 	"agent": 3, "internal/target": 3,
 
-	"internal/fleet": 4, "internal/service": 4,
+	"internal/fleet": 4, "internal/service": 4, "metrics": 4,
 
 	"cmd/qbackup": 5,
 

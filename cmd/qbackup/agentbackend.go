@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/qbackup/qbackup/agent"
+	"github.com/qbackup/qbackup/configs"
+	"github.com/qbackup/qbackup/internal/fleet"
+	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/schedule"
+	"github.com/qbackup/qbackup/internal/service"
+	"github.com/qbackup/qbackup/internal/state"
+	"github.com/qbackup/qbackup/metrics"
+)
+
+// backend is a service.Backend over the fleet of the configuration.
+type backend struct {
+	*program
+	local *state.State
+
+	mu        sync.Mutex
+	fleet     *fleet.Fleet
+	scheduled []service.Machine
+	machines  []fleet.Machine
+	expanded  time.Time // by the monotonic clock
+	problems  []string  // that were told
+	running   map[string]running
+
+	unassigned []string
+	server     *metrics.Server // nil: no metrics are served
+	served     configs.Metrics // how they are, or were to be
+}
+
+// running is a backup that runs.
+type running struct {
+	since time.Time
+	stats *agent.Stats
+}
+
+// configure makes a fleet of the present configuration, and serves its metrics.
+func (b *backend) configure() {
+	b.mu.Lock()
+	b.fleet, b.expanded = b.newFleet(b.local), time.Time{}
+	b.mu.Unlock()
+	if c := b.configured().Metrics; c != b.served {
+		b.endMetrics()
+		b.served = c
+		b.serveMetrics(c)
+	}
+}
+
+// serveMetrics serves the metrics. That it cannot is no reason not to back up.
+func (b *backend) serveMetrics(c configs.Metrics) {
+	l, wanted, err := listen(c)
+	if err != nil {
+		b.warn("metrics are not served: %v", err)
+		return
+	}
+	if !wanted {
+		return
+	}
+	s := b.metricsSource(b.local)
+	s.Machines = func() []metrics.Machine {
+		_, machines := b.now()
+		return configuredMachines(machines)
+	}
+	s.Problems = func() int { return len(b.problemsTold()) }
+	s.Unassigned = func() []string {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.unassigned
+	}
+	s.Running = func() []metrics.Running {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		var list []metrics.Running
+		for name, r := range b.running {
+			list = append(list, metrics.Running{Machine: ident.MachineName(name), Since: r.since, Stats: r.stats})
+		}
+		return list
+	}
+	if b.server, err = metrics.Serve(l, metrics.New(s), func(err error) { b.warn("%v", err) }); err != nil {
+		b.warn("%v", err)
+	}
+}
+
+func (b *backend) endMetrics() {
+	if b.server == nil {
+		return
+	}
+	if err := b.server.Close(); err != nil {
+		b.note("end the metrics' server: %v", err)
+	}
+	b.server = nil
+}
+
+func (b *backend) parallel() int { return int(b.configured().Limits.Parallel) }
+
+// Machines implements service.Backend.
+func (b *backend) Machines(ctx context.Context) []service.Machine {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.expanded.IsZero() && time.Since(b.expanded) < expandAfter {
+		return b.scheduled
+	}
+	machines, problems := b.program.machines(ctx)
+	b.expanded, b.machines, b.scheduled = time.Now(), machines, nil
+	b.unassigned = fleet.Unassigned(ctx, entries(b.configured()))
+	for _, m := range machines {
+		if m.Schedule == "" {
+			continue
+		}
+		s, err := schedule.Parse(m.Schedule)
+		if err != nil {
+			continue // the configuration was checked
+		}
+		b.scheduled = append(b.scheduled, service.Machine{Name: string(m.Name), Schedule: s, Jitter: m.Jitter})
+	}
+	if len(b.scheduled) == 0 {
+		problems = append(problems, &fleet.Problem{Entry: "machines", Err: errors.New("none has a schedule; say schedule in defaults, or use qbackup run")})
+	}
+	b.tell(problems)
+	return b.scheduled
+}
+
+// tell says what is wrong with entries, once until that changes.
+func (b *backend) tell(problems []*fleet.Problem) {
+	var texts []string
+	for _, problem := range problems {
+		texts = append(texts, problem.Error())
+		if !slices.Contains(b.problems, problem.Error()) {
+			b.failure("", problem)
+		}
+	}
+	b.problems = texts
+}
+
+func (b *backend) now() (*fleet.Fleet, []fleet.Machine) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fleet, b.machines
+}
+
+// LastStart implements service.Backend.
+func (b *backend) LastStart(name string) time.Time {
+	f, _ := b.now()
+	return f.Results().Machine(ident.MachineName(name)).Scheduled
+}
+
+// Start implements service.Backend.
+func (b *backend) Start(name string, at time.Time) error {
+	f, _ := b.now()
+	return f.Results().Update(ident.MachineName(name), func(r *state.Result) { r.Scheduled = at })
+}
+
+// Run implements service.Backend.
+func (b *backend) Run(ctx context.Context, name string) {
+	f, machines := b.now()
+	i := slices.IndexFunc(machines, func(m fleet.Machine) bool { return string(m.Name) == name })
+	if i < 0 {
+		return // it left the configuration in this moment
+	}
+	stats := new(agent.Stats)
+	b.mu.Lock()
+	b.running[name] = running{time.Now(), stats}
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		delete(b.running, name)
+		b.mu.Unlock()
+	}()
+	e := f.Backup(ctx, machines[i], stats)
+	b.reportEnding(e)
+	b.keepStoreCounters(f.Results())
+	_, machines = b.now()
+	b.writeMetrics(b.local, machines, len(b.problemsTold()))
+}
+
+func (b *backend) problemsTold() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.problems
+}
+
+// Progress implements service.Backend.
+func (b *backend) Progress(name string) uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if r, ok := b.running[name]; ok {
+		return r.stats.Progress()
+	}
+	return 0
+}
+
+// Reload implements service.Backend. Backups that run go on with what they began with.
+func (b *backend) Reload(context.Context) error {
+	config, err := b.loadConfig()
+	if err != nil {
+		return err
+	}
+	if config.Repository != b.configured().Repository && b.repository == b.configured().Repository {
+		return errors.New("the repository is another one; restart the service for that")
+	}
+	b.config.Store(config)
+	b.configure()
+	return nil
+}
