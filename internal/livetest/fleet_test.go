@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -29,7 +30,7 @@ func TestOfManyMachinesTheBrokenOnesAreNamed(t *testing.T) {
 	all, running := testtool.Count(24, 200), testtool.Count(4, 20)
 	h := newHost(t)
 	var config strings.Builder
-	fmt.Fprintf(&config, "repository: %s\nlimits: {parallel: 4}\ndefaults: {objective: 1h}\nmachines:\n", h.path("repository"))
+	fmt.Fprintf(&config, "repository: %s\nlimits: {parallel: 4}\ndefaults: {objective: 1h}\nmetrics: {textfile: %s}\nmachines:\n", h.path("repository"), h.path("qbackup.prom"))
 	for i := range running {
 		name := fmt.Sprintf("live%d", i)
 		m := newMachine(h, name, 4*mib)
@@ -79,7 +80,7 @@ func TestOfManyMachinesTheBrokenOnesAreNamed(t *testing.T) {
 		}
 	}
 
-	// Points, status and exit code agree.
+	// Points, status, metrics and exit code agree.
 	stdout, _, _ = h.run("points", "--json")
 	var points []struct{ Machine string }
 	if err := json.Unmarshal([]byte(stdout), &points); err != nil || len(points) != all-3 {
@@ -105,5 +106,20 @@ func TestOfManyMachinesTheBrokenOnesAreNamed(t *testing.T) {
 	stdout, _, code = h.run("status", "--nagios", "--quick")
 	if code != 1 || !strings.Contains(stdout, fmt.Sprintf("ok=%d new=0 partial=0 failed=3 late=0", all-3)) {
 		t.Errorf("exit %d: %s", code, stdout)
+	}
+	metrics, err := os.ReadFile(h.path("qbackup.prom"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pattern, want := range map[string]int{
+		`(?m)^qbackup_last_attempt_status\{machine="(gone|off|spoiled)",status="failed"\} 1$`: 3,
+		`(?m)^qbackup_last_attempt_status\{.*status="failed"\} 1$`:                            3,
+		`(?m)^qbackup_last_attempt_status\{.*status="ok"\} 1$`:                                all - 3,
+		`(?m)^qbackup_last_success_timestamp_seconds\{`:                                       all - 3,
+		fmt.Sprintf(`(?m)^qbackup_configured_machines %d$`, all):                              1,
+	} {
+		if n := len(regexp.MustCompile(pattern).FindAll(metrics, -1)); n != want {
+			t.Errorf("%d lines match %s, want %d", n, pattern, want)
+		}
 	}
 }
