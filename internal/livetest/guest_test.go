@@ -1,6 +1,7 @@
 package livetest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"os"
@@ -32,14 +33,11 @@ type operation struct {
 
 // fill gives what the operation leaves in its range.
 func (o *operation) fill() []byte {
+	if o.plain && !o.zero {
+		return bytes.Repeat([]byte{o.pattern()}, int(o.len))
+	}
 	b := make([]byte, o.len)
 	if o.zero {
-		return b
-	}
-	if o.plain {
-		for i := range b {
-			b[i] = o.pattern()
-		}
 		return b
 	}
 	random := rand.NewPCG(o.seed, 1)

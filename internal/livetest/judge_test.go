@@ -27,7 +27,7 @@ func (g *guest) judge(disks [][]byte, begun, ended time.Time) error {
 	var all [][]candidate
 	for i, w := range g.writers {
 		log := w.copyLog()
-		found, differing := w.candidates(log, disks)
+		found, differing := w.candidates(log, disks, interval{begun, ended})
 		if len(found) == 0 {
 			return fmt.Errorf("writer %d: after none of its %d writes was the disk as it is in the point; after the last, %d sectors differ", i, len(log), differing)
 		}
@@ -70,11 +70,17 @@ func agree(all [][]candidate, at interval) (chosen []int, ok bool) {
 }
 
 // candidates finds the prefixes of the log after which this writer's part of the
-// disks was as it is in the point. Several may be: zeros over zeros change nothing, and
-// what was written may be zeroed again.
-func (w *writer) candidates(log []operation, disks [][]byte) (found []candidate, differing int) {
+// disks was as it is in the point, as far as that can have been in the interval. Several
+// may be: zeros over zeros change nothing, and what was written may be zeroed again.
+func (w *writer) candidates(log []operation, disks [][]byte, at interval) (found []candidate, differing int) {
 	c := w.compare(disks)
-	for n := 0; ; n++ {
+	n := 0
+	for n < len(log) && !log[n].done.IsZero() && log[n].done.Before(at.from) {
+		c.write(&log[n])
+		n++
+	}
+	c.lookAtAll()
+	for ; ; n++ {
 		if partly, ok := c.explained(log, n); ok {
 			var when interval
 			w.mark(log, n, partly, &when)
@@ -83,10 +89,12 @@ func (w *writer) candidates(log []operation, disks [][]byte) (found []candidate,
 			}
 			found = append(found, candidate{n, when})
 		}
-		if n == len(log) {
+		if n == len(log) || log[n].issued.After(at.to) {
 			return found, c.differing
 		}
-		c.apply(&log[n])
+		c.write(&log[n])
+		o := &log[n]
+		c.look(o.disk, o.off-c.first, o.off-c.first+o.len)
 	}
 }
 
@@ -116,9 +124,14 @@ func (w *writer) compare(disks [][]byte) *comparison {
 		c.state = append(c.state, append([]byte(nil), state...))
 		c.point = append(c.point, disks[d][w.first:w.last])
 		c.wrong = append(c.wrong, make([]bool, len(state)/sector))
-		c.look(d, 0, int64(len(state)))
 	}
 	return c
+}
+
+func (c *comparison) lookAtAll() {
+	for d, state := range c.state {
+		c.look(d, 0, int64(len(state)))
+	}
 }
 
 // look compares a range of a disk anew.
@@ -134,9 +147,9 @@ func (c *comparison) look(disk int, from, to int64) {
 	}
 }
 
-func (c *comparison) apply(o *operation) {
+// write does an operation, and leaves it to look to compare what it changed.
+func (c *comparison) write(o *operation) {
 	copy(c.state[o.disk][o.off-c.first:], o.fill())
-	c.look(o.disk, o.off-c.first, o.off-c.first+o.len)
 }
 
 // explained tells whether the point is the state after n operations, or that with a
@@ -146,6 +159,9 @@ func (c *comparison) explained(log []operation, n int) (partly, ok bool) {
 		return false, c.differing == 0
 	}
 	o := &log[n]
+	if int64(c.differing) > o.len/sector {
+		return false, false
+	}
 	content := o.fill()
 	within := 0
 	for at := int64(0); at < o.len; at += sector {
