@@ -36,9 +36,6 @@ func (d *decoder) check(c *Config, checks Checks) {
 	d.settings("defaults", c.Defaults, checks)
 	d.machines(c.Machines, checks)
 	d.metrics(c.Metrics)
-	if err := run(checks.Schedule, c.Prune.Schedule); err != nil {
-		d.faultAt("prune.schedule", "%v", err)
-	}
 	d.timetable("limits.upload", c.Limits.Upload)
 }
 

@@ -11,7 +11,6 @@ type Config struct {
 	Machines    []Machine   `yaml:"machines" doc:"the machines to back up"`
 	Limits      Limits      `yaml:"limits" doc:"what all backups of this host may use together"`
 	Metrics     Metrics     `yaml:"metrics" doc:"how Prometheus gets at the metrics"`
-	Prune       Prune       `yaml:"prune" doc:"when the space of forgotten points is freed; the credentials must be allowed to delete"`
 }
 
 // Credentials say where the keys of a store are. One of File and Systemd is set, or none:
@@ -27,22 +26,10 @@ type Settings struct {
 	Schedule     string   `yaml:"schedule" doc:"when the machine is backed up: a cron expression or @hourly, @daily, @weekly, @monthly; without one it is due at each run"`
 	Jitter       Duration `yaml:"jitter" doc:"how much later a scheduled backup may begin, the same time each day, so that not all begin at once"`
 	Objective    Duration `yaml:"objective" doc:"how old the newest restore point may get (recovery point objective)"`
-	Keep         Keep     `yaml:"keep" doc:"which points stay; without any rule all do"`
 	Freeze       Freeze   `yaml:"freeze" doc:"freeze the guest's file systems for the point in time: off, try, or require (no point without)"`
 	FreezeBudget Duration `yaml:"freeze_budget" doc:"how long they may be frozen at most"`
 	Hooks        Hooks    `yaml:"hooks" doc:"programs to run around a backup"`
 	AllowDirs    []string `yaml:"allow_dirs" doc:"folders in which backing and data files of images may lie"`
-}
-
-// Keep is which points stay.
-type Keep struct {
-	Last    Count    `yaml:"last" doc:"the newest ones"`
-	Hourly  Count    `yaml:"hourly" doc:"the newest of each of so many hours"`
-	Daily   Count    `yaml:"daily" doc:"the newest of each of so many days"`
-	Weekly  Count    `yaml:"weekly" doc:"the newest of each of so many weeks"`
-	Monthly Count    `yaml:"monthly" doc:"the newest of each of so many months"`
-	Yearly  Count    `yaml:"yearly" doc:"the newest of each of so many years"`
-	Within  Duration `yaml:"within" doc:"all that are younger"`
 }
 
 // Hooks are programs that are run around a backup, by their paths.
@@ -92,12 +79,6 @@ type TLS struct {
 type BasicAuth struct {
 	User         string `yaml:"user" doc:"the name"`
 	PasswordFile string `yaml:"password_file" doc:"file with the password, readable by its owner only"`
-}
-
-// Prune is when space is freed.
-type Prune struct {
-	Schedule string   `yaml:"schedule" doc:"when: a cron expression or @daily, @weekly, @monthly; without one it is never done by itself"`
-	Grace    Duration `yaml:"grace" doc:"how long a forgotten point can be brought back"`
 }
 
 // What holds where a file does not say.

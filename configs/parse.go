@@ -139,10 +139,7 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 	}
 	d.list(machines, "machines", func(item *yaml.Node, at string) {
 		m := Machine{Settings: c.Defaults}
-		// A policy is one thing: who says his own does not get rules added to it.
-		if has(item, "keep") {
-			m.Keep = Keep{}
-		}
+		// Who says his own hooks does not get others added to them.
 		if has(item, "hooks") {
 			m.Hooks = Hooks{}
 		}

@@ -39,7 +39,7 @@ func TestTheSampleIsReadAndHasEveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Machines) != 4 || c.Machines[0].Schedule != "@daily" || c.Machines[0].Keep.Weekly != 4 || c.Machines[3].Keep != (Keep{Daily: 14}) {
+	if len(c.Machines) != 4 || c.Machines[0].Schedule != "@daily" || !c.Machines[2].Hold || c.Machines[3].Except[0] != "scratch-*" {
 		t.Errorf("%+v", c.Machines)
 	}
 	if db := c.Machines[1]; db.Freeze != FreezeRequire || db.Objective != Duration(5*time.Hour) || !reflect.DeepEqual(db.Images, Images{"root=/vm/db-root.qcow2", "data=/vm/db-data.qcow2"}) {
@@ -121,9 +121,9 @@ func TestWrongFilesNameLineColumnAndCure(t *testing.T) {
 		{"a: &x [1,1]\nb: &y [*x,*x]\nrepository: *y\n", []string{`1:1: there is no key "a"`, `2:1: there is no key "b"`, "3:13: repository: aliases are not read"}},
 		{"<<: {repository: /a}\n", []string{"1:1: a key must be a word"}},
 		{"? [a]\n: 1\n", []string{"a key must be a word"}},
-		{"defaults: {objective: soon, jitter: -1m, keep: {daily: -1, last: many}, freeze: maybe}\n", []string{
-			"1:23: defaults.objective: not a duration", "1:37: defaults.jitter: not a duration", "1:56: defaults.keep.daily: not a number",
-			"1:66: defaults.keep.last: not a number", "1:81: defaults.freeze: say off"}},
+		{"defaults: {objective: soon, jitter: -1m, freeze: maybe}\n", []string{
+			"1:23: defaults.objective: not a duration", "1:37: defaults.jitter: not a duration", "1:50: defaults.freeze: say off"}},
+		{"limits: {parallel: -1, requests: many}\n", []string{"1:20: limits.parallel: not a number", "1:34: limits.requests: not a number"}},
 		{"limits: {memory: 5, upload: fast, requests: 1.5}\n", []string{"memory: not a size", "upload: not a rate", "requests: not a number"}},
 		{"limits:\n  upload:\n    - {from: 8, to: \"25:00\", days: monday, rate: 5}\n", []string{"from: not a time", "to: not a time", "days: not days", "rate: not a rate"}},
 		{"limits:\n  upload:\n    - {from: \"08:00\"}\n    - {from: \"08:00\", rate: 1MB/s}\n    - {from: \"08:00\", to: \"08:00\", rate: 1MB/s}\n", []string{
@@ -138,7 +138,7 @@ func TestWrongFilesNameLineColumnAndCure(t *testing.T) {
 		{"machines:\n  - {name: a, qmp: /run/a, freeze: require}\n", []string{"machines[0].freeze: require needs guest_agent"}},
 		{"defaults: {schedule: never}\nmachines:\n  - {images: [/vm/a]}\n  - {images: [/vm/b], schedule: never}\n", []string{"1:12: defaults.schedule: not a schedule", "4:23: machines[1].schedule: not a schedule"}},
 		{"defaults: {hooks: {before: [hook]}, allow_dirs: [vm]}\n", []string{"defaults.hooks.before[0]: must be an absolute", "defaults.allow_dirs[0]: must be an absolute"}},
-		{"repository: nowhere\nstate_dir: here\nscratch_dir: here\nprune: {schedule: never}\n", []string{"no such kind of place", "state_dir: must be", "scratch_dir: must be", "prune.schedule: not a schedule"}},
+		{"repository: nowhere\nstate_dir: here\nscratch_dir: here\n", []string{"no such kind of place", "state_dir: must be", "scratch_dir: must be"}},
 		{"credentials: {file: keys, systemd: s3}\n", []string{"credentials.file: must be an absolute", "credentials.systemd: there is a file, too"}},
 		{"metrics: {listen: here, textfile: q.prom, tls: {key: /k}, basic_auth: {user: u}}\n", []string{"listen: not an address", "textfile: must be", "tls: needs", "basic_auth: needs"}},
 		{"metrics: {listen: unix:sock}\n", []string{"listen: must be an absolute"}},

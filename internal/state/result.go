@@ -34,10 +34,9 @@ type Result struct {
 	Success Point `json:"success,omitzero"`
 	Latest  Point `json:"latest,omitzero"`
 	// Disks are those of the newest point.
-	Disks     []DiskResult `json:"disks,omitempty"`
-	Counters  Counters     `json:"counters"`
-	Verified  Verified     `json:"verified,omitzero"`
-	Retention Retention    `json:"retention,omitzero"`
+	Disks    []DiskResult `json:"disks,omitempty"`
+	Counters Counters     `json:"counters"`
+	Verified Verified     `json:"verified,omitzero"`
 }
 
 // Attempt is one run, or what kept one from beginning.
@@ -104,17 +103,6 @@ type Verified struct {
 	DamagedPoints  int       `json:"damaged_points"`
 }
 
-// Retention is what was known of the machine's points when a policy was last applied.
-type Retention struct {
-	Time        time.Time `json:"time"`
-	Error       string    `json:"error,omitempty"`
-	Points      int       `json:"points"` // that stay
-	Forgotten   int       `json:"forgotten"`
-	StoredBytes int64     `json:"stored_bytes"` // of the points that stay, as each was stored
-	Oldest      time.Time `json:"oldest,omitzero"`
-	Newest      time.Time `json:"newest,omitzero"`
-}
-
 // StoreCounters count what was asked of a repository's store by all runs of this host.
 // They only grow.
 type StoreCounters struct {
@@ -125,23 +113,9 @@ type StoreCounters struct {
 	BytesReceived uint64            `json:"bytes_received"`
 }
 
-// Pruned is what the last prune of a repository did.
-type Pruned struct {
-	Time           time.Time `json:"time"`
-	Error          string    `json:"error,omitempty"`
-	Objects        int64     `json:"objects"` // deleted
-	Bytes          int64     `json:"bytes"`
-	DurationSecond float64   `json:"duration_seconds"`
-}
-
 // Overall is what this host knows of a repository as a whole.
 type Overall struct {
 	// Repository is the id of the repository that was found at this place last, in hex.
 	Repository string        `json:"repository,omitempty"`
 	Store      StoreCounters `json:"store"`
-	Pruned     Pruned        `json:"pruned,omitzero"`
-	// Prunes counts prunes by "ok" and "failed", PrunedObjects and PrunedBytes what they deleted.
-	Prunes        map[string]uint64 `json:"prunes,omitempty"`
-	PrunedObjects uint64            `json:"pruned_objects"`
-	PrunedBytes   uint64            `json:"pruned_bytes"`
 }
