@@ -176,17 +176,18 @@ func TestNoMachineBeginsAfterAnInterrupt(t *testing.T) {
 
 func TestEntriesBecomeMachines(t *testing.T) {
 	w := newWorld(t)
-	a, _, c := w.image("a.qcow2"), w.image("b.qcow2"), w.image("-c.qcow2")
+	a, _, c, d := w.image("a.qcow2"), w.image("b.qcow2"), w.image("-c.qcow2"), w.image("d.qcow2")
 	each := fleet.Entry{Spec: offlineSpec(), Each: filepath.Join(w.dir, "*.qcow2"), Policy: fleet.Policy{Schedule: "@daily"}}
 	one := fleet.Entry{Spec: offlineSpec(a)}
 	one.Spec.Name = "b"
 	machines, problems := fleet.Expand(t.Context(), []fleet.Entry{
 		each, one, {Spec: offlineSpec(a, "x="+c)}, {Spec: offlineSpec(), Each: "/no/such/*"}, {Spec: offlineSpec(), Each: "["}, one,
 	})
-	if got := named(machines); !slices.Equal(got, []ident.MachineName{"b", "a"}) {
-		t.Errorf("machines %v", got)
+	// The image a is machine b's; and the file b would be a machine of that name.
+	if got := named(machines); !slices.Equal(got, []ident.MachineName{"b", "d"}) {
+		t.Fatalf("machines %v", got)
 	}
-	if machines[0].Spec.Images[0] != a || machines[0].Schedule != "" || machines[1].Spec.Images[0] != a || machines[1].Schedule != "@daily" {
+	if machines[0].Spec.Images[0] != a || machines[0].Schedule != "" || machines[1].Spec.Images[0] != d || machines[1].Schedule != "@daily" {
 		t.Errorf("%+v", machines)
 	}
 	var said []string

@@ -62,7 +62,7 @@ var ErrTwice = errors.New("named twice")
 // pattern that finds the same machine, wherever it stands. What cannot be had is a
 // problem, and keeps no other machine from being found.
 func Expand(ctx context.Context, entries []Entry) ([]Machine, []*Problem) {
-	x := expansion{named: map[ident.MachineName]bool{}, domains: map[string]bool{}}
+	x := expansion{named: map[ident.MachineName]bool{}, domains: map[string]bool{}, images: map[string]bool{}}
 	for _, e := range entries {
 		if e.Each == "" && e.Domains == "" {
 			x.one(e)
@@ -84,6 +84,7 @@ type expansion struct {
 	problems []*Problem
 	named    map[ident.MachineName]bool
 	domains  map[string]bool // that stand by name
+	images   map[string]bool // of machines that were found
 }
 
 func (x *expansion) problem(entry string, err error) {
@@ -105,7 +106,15 @@ func (x *expansion) one(e Entry) {
 	if e.Spec.Domain != "" {
 		x.domains[e.Spec.Domain] = true
 	}
-	x.machines = append(x.machines, Machine{name, e.Spec, e.Policy})
+	x.add(name, e.Spec, e.Policy)
+}
+
+func (x *expansion) add(name ident.MachineName, s target.Spec, p Policy) {
+	x.machines = append(x.machines, Machine{name, s, p})
+	paths, _ := s.ImagePaths() // the name was taken from them
+	for _, path := range paths {
+		x.images[path] = true
+	}
 }
 
 func describe(s target.Spec) string {
@@ -167,18 +176,20 @@ func (x *expansion) matching(ctx context.Context, e Entry) {
 	}
 }
 
-// found is a machine that a pattern matches. One that is there already has been
-// described better.
+// found is a machine that a pattern matches. One that is there already, by its name or
+// by an image, has been described better.
 func (x *expansion) found(s target.Spec, p Policy, entry string) {
 	name, err := s.MachineName()
 	if err != nil {
 		x.problem(entry, err)
 		return
 	}
-	if !x.named[name] {
-		x.named[name] = true
-		x.machines = append(x.machines, Machine{name, s, p})
+	paths, _ := s.ImagePaths() // the name was taken from them
+	if x.named[name] || slices.ContainsFunc(paths, func(path string) bool { return x.images[path] }) {
+		return
 	}
+	x.named[name] = true
+	x.add(name, s, p)
 }
 
 // Unassigned are the domains of the libvirts that entries name of which none of the

@@ -69,6 +69,19 @@ func (s *Spec) MachineName() (ident.MachineName, error) {
 	return machineName(s.Name, images)
 }
 
+// ImagePaths are the files of the images that a Spec names.
+func (s *Spec) ImagePaths() ([]string, error) {
+	images, err := parseImages(s.Images)
+	if err != nil {
+		return nil, err
+	}
+	paths := make([]string, len(images))
+	for i, image := range images {
+		paths[i] = filepath.Clean(image.Path)
+	}
+	return paths, nil
+}
+
 func (s *Spec) check() error {
 	switch s.Freeze {
 	case FreezeOff, FreezeTry, FreezeRequire:
