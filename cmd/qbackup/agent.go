@@ -82,7 +82,7 @@ func (p *program) agent(ctx context.Context, within time.Duration) error {
 	if err != nil {
 		p.warn("the watchdog is not used: %v", err)
 	}
-	b := &backend{program: p, local: local, running: map[string]running{}}
+	b := &backend{program: p, local: local, log: p.logger(), running: map[string]running{}}
 	b.configure()
 	defer b.endMetrics()
 	service.Run(ctx, b, service.Options{

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ import (
 type backend struct {
 	*program
 	local *state.State
+	log   *slog.Logger
 
 	mu        sync.Mutex
 	fleet     *fleet.Fleet
@@ -173,8 +175,10 @@ func (b *backend) Run(ctx context.Context, name string) {
 		delete(b.running, name)
 		b.mu.Unlock()
 	}()
+	logBegin(b.log, name)
 	e := f.Backup(ctx, machines[i], stats)
-	b.reportEnding(e)
+	b.reportAlarms(e)
+	logEnd(b.log, e)
 	b.keepStoreCounters(f.Results())
 	_, machines = b.now()
 	b.writeMetrics(b.local, machines, len(b.problemsTold()))

@@ -40,7 +40,7 @@ func (p *program) note(format string, args ...any) {
 		_ = writeJSON(p.stderr, map[string]any{"message_type": "note", "message": fmt.Sprintf(format, args...)})
 		return
 	}
-	fmt.Fprintf(p.stderr, "qbackup: "+format+"\n", args...)
+	fmt.Fprintf(p.stderr, p.priority(priorityNotice)+"qbackup: "+format+"\n", args...)
 }
 
 // reportError prints what ended the program, once.
@@ -52,7 +52,7 @@ func (p *program) reportError(err error, code int) {
 		_ = writeJSON(p.stderr, map[string]any{"message_type": "exit_error", "code": code, "message": err.Error()})
 		return
 	}
-	fmt.Fprintf(p.stderr, "qbackup: %v\n", err)
+	fmt.Fprintf(p.stderr, "%sqbackup: %v\n", p.priority(priorityError), err)
 }
 
 // size renders bytes for people.
@@ -72,5 +72,5 @@ func (p *program) warn(format string, args ...any) {
 		_ = writeJSON(p.stderr, map[string]any{"message_type": "alarm", "message": fmt.Sprintf(format, args...)})
 		return
 	}
-	fmt.Fprintf(p.stderr, "qbackup: warning: "+format+"\n", args...)
+	fmt.Fprintf(p.stderr, p.priority(priorityWarning)+"qbackup: warning: "+format+"\n", args...)
 }

@@ -227,14 +227,19 @@ func (p *program) problems(all []*fleet.Problem) error {
 	return nil
 }
 
-// reportEnding says how one machine's backup ended.
-func (p *program) reportEnding(e agent.Ending) {
+// reportAlarms says what somebody should look at although a backup went on.
+func (p *program) reportAlarms(e agent.Ending) {
 	for _, a := range e.Summary.Alarms {
 		p.warn("machine %s: %s", e.Machine, a.Text)
 	}
 	for _, d := range e.Summary.NotReset {
 		p.note("machine %s: disk %s: the bitmap was not reset, the next run does it: %s", e.Machine, d.Disk, d.Error)
 	}
+}
+
+// reportEnding says how one machine's backup ended.
+func (p *program) reportEnding(e agent.Ending) {
+	p.reportAlarms(e)
 	switch {
 	case p.json:
 		_ = p.printJSON(newSummaryLine(e.Summary))
@@ -269,5 +274,5 @@ func (p *program) failure(machine string, err error) {
 	if machine != "" {
 		machine = "machine " + machine + ": "
 	}
-	fmt.Fprintf(p.stderr, "qbackup: %s%v\n", machine, err)
+	fmt.Fprintf(p.stderr, "%sqbackup: %s%v\n", p.priority(priorityError), machine, err)
 }
