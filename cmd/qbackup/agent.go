@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -53,8 +54,11 @@ func (p *program) agent(ctx context.Context, within time.Duration) error {
 	}
 	// One service for a state directory: two would run each machine at the same time.
 	unlock, err := state.LockFile(local.Dir()+"/agent.lock", time.Now())
-	if err != nil {
+	if errors.Is(err, state.ErrBusy) {
 		return fmt.Errorf("another agent is at work with this state directory: %w", err)
+	}
+	if err != nil {
+		return err
 	}
 	defer unlock()
 	if err := p.thaw(ctx, false); err != nil {

@@ -74,8 +74,11 @@ func (p *program) run(ctx context.Context, names []string, dryRun bool) error {
 		machines = due(f.Results(), machines, now)
 		if !dryRun {
 			unlock, err := state.LockFile(filepath.Join(local.Dir(), runLock), now)
-			if err != nil {
+			if errors.Is(err, state.ErrBusy) {
 				return fmt.Errorf("another run of all machines is at work: %w", err)
+			}
+			if err != nil {
+				return err
 			}
 			defer unlock()
 		}

@@ -152,7 +152,7 @@ func TestAServiceThatIsKilledAtAnyInstantGoesOnByItself(t *testing.T) {
 		a.heard("READY=1")
 		a.heard("STATUS=0 running, 0 waiting, next m")
 		_ = a.Process.Signal(syscall.SIGTERM)
-		if err := a.Wait(); err != nil || strings.Contains(a.stderr.String(), "level=ERROR") || strings.Contains(a.stderr.String(), "qbackup: ") {
+		if err := a.Wait(); err != nil || strings.Contains(a.stderr.String(), "level=ERROR") || strings.Contains(a.stderr.String(), "warning: ") {
 			t.Fatalf("life %d: %v: %s", n, err, a.stderr)
 		}
 		for i := range machines {

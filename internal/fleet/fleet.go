@@ -144,6 +144,9 @@ func (f *Fleet) backup(ctx context.Context, m Machine, stats *agent.Stats) (s ag
 	if err != nil {
 		return s, err
 	}
+	if err := f.recall(ctx, repository, m.Name); err != nil {
+		return s, err
+	}
 	o := f.o.Agent
 	o.Stats = stats
 	return agent.Backup(ctx, agent.Job{

@@ -200,3 +200,35 @@ func TestEntriesBecomeMachines(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatThisHostForgotIsRecalledFromTheRepository(t *testing.T) {
+	w := newWorld(t)
+	image := w.image("a.qcow2")
+	machines, _ := fleet.Expand(t.Context(), []fleet.Entry{{Spec: offlineSpec(image)}})
+	var notes []string
+	w.o.Note = func(text string) { notes = append(notes, text) }
+	f := fleet.New(w.o)
+	first := f.Backup(t.Context(), machines[0], new(agent.Stats))
+	if first.Err != nil || len(notes) > 0 {
+		t.Fatal(first.Err, notes)
+	}
+	if err := os.RemoveAll(filepath.Join(w.dir, "state", "results")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(image); err != nil {
+		t.Fatal(err)
+	}
+	if e := f.Backup(t.Context(), machines[0], new(agent.Stats)); e.Err == nil {
+		t.Fatal("a backup of nothing")
+	}
+	got := f.Results().Machine("a")
+	if got.Success.Run != first.Summary.Point || got.Latest.Run != first.Summary.Point || !got.Success.Time.Equal(first.Summary.Time) || got.Attempt.Status != state.StatusFailed {
+		t.Errorf("%+v", got)
+	}
+	if len(notes) != 1 || !strings.Contains(notes[0], "machine a: this host remembered nothing of it; its newest point is of ") {
+		t.Errorf("%q", notes)
+	}
+	if f.Backup(t.Context(), machines[0], new(agent.Stats)); len(notes) != 1 {
+		t.Errorf("it is said again: %q", notes)
+	}
+}

@@ -52,13 +52,13 @@ func (m *Machine) Lock(now time.Time) (unlock func(), err error) {
 // LockFile takes a lock that is a file, made when it is not there, in the same way.
 func LockFile(path string, now time.Time) (unlock func(), err error) {
 	if err := makeFolder(filepath.Dir(path), folderMode); err != nil {
-		return nil, fmt.Errorf("lock machine: %w", err)
+		return nil, fmt.Errorf("take a lock: %w (choose another directory with --state-dir or QBACKUP_STATE_DIR)", err)
 	}
 	// The file is never removed: a process that waits on an unlinked file and
 	// one that makes a new file would both hold "the" lock.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {
-		return nil, fmt.Errorf("lock machine: %w", err)
+		return nil, fmt.Errorf("take a lock: %w (choose another directory with --state-dir or QBACKUP_STATE_DIR)", err)
 	}
 	err = flock(f)
 	if errors.Is(err, unix.EWOULDBLOCK) {
