@@ -102,16 +102,18 @@ func (b *backend) endMetrics() {
 
 func (b *backend) parallel() int { return int(b.configured().Limits.Parallel) }
 
-// Machines implements service.Backend.
+// Machines implements service.Backend. Patterns are looked up every now and then, which may take a while; others see the
+// machines of before meanwhile.
 func (b *backend) Machines(ctx context.Context) []service.Machine {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.expanded.IsZero() && time.Since(b.expanded) < expandAfter {
-		return b.scheduled
+	fresh, scheduled := !b.expanded.IsZero() && time.Since(b.expanded) < expandAfter, b.scheduled
+	b.mu.Unlock()
+	if fresh {
+		return scheduled
 	}
 	machines, problems := b.program.machines(ctx)
-	b.expanded, b.machines, b.scheduled = time.Now(), machines, nil
-	b.unassigned = fleet.Unassigned(ctx, entries(b.configured()))
+	unassigned := fleet.Unassigned(ctx, entries(b.configured()))
+	scheduled = nil
 	for _, m := range machines {
 		if m.Schedule == "" {
 			continue
@@ -120,13 +122,16 @@ func (b *backend) Machines(ctx context.Context) []service.Machine {
 		if err != nil {
 			continue // the configuration was checked
 		}
-		b.scheduled = append(b.scheduled, service.Machine{Name: string(m.Name), Schedule: s, Jitter: m.Jitter})
+		scheduled = append(scheduled, service.Machine{Name: string(m.Name), Schedule: s, Jitter: m.Jitter})
 	}
-	if len(b.scheduled) == 0 {
+	if len(scheduled) == 0 {
 		problems = append(problems, &fleet.Problem{Entry: "machines", Err: errors.New("none has a schedule; say schedule in defaults, or use qbackup run")})
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.expanded, b.machines, b.scheduled, b.unassigned = time.Now(), machines, scheduled, unassigned
 	b.tell(problems)
-	return b.scheduled
+	return scheduled
 }
 
 // tell says what is wrong with entries, once until that changes.
@@ -148,9 +153,10 @@ func (b *backend) now() (*fleet.Fleet, []fleet.Machine) {
 }
 
 // LastStart implements service.Backend.
-func (b *backend) LastStart(name string) time.Time {
+func (b *backend) LastStart(name string) (time.Time, bool) {
 	f, _ := b.now()
-	return f.Results().Machine(ident.MachineName(name)).Scheduled
+	r := f.Results().Machine(ident.MachineName(name))
+	return r.Scheduled, r.Unfinished()
 }
 
 // Start implements service.Backend.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/fleet"
+	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/schedule"
 	"github.com/qbackup/qbackup/internal/state"
@@ -69,28 +70,41 @@ func (p *program) run(ctx context.Context, names []string, dryRun bool) error {
 		problems = nil // they are about others
 	}
 	f := p.newFleet(local)
-	now := time.Now()
-	if len(names) == 0 {
-		machines = due(f.Results(), machines, now)
-		if !dryRun {
-			unlock, err := state.LockFile(filepath.Join(local.Dir(), runLock), now)
-			if errors.Is(err, state.ErrBusy) {
-				return fmt.Errorf("another run of all machines is at work: %w", err)
-			}
-			if err != nil {
-				return err
-			}
-			defer unlock()
+	scheduled := len(names) == 0
+	if scheduled && !dryRun {
+		// Before anybody is found to be due: the other run may be just about to serve him.
+		unlock, err := state.LockFile(filepath.Join(local.Dir(), runLock), time.Now())
+		if errors.Is(err, state.ErrBusy) {
+			return fmt.Errorf("another run of all machines is at work: %w", err)
 		}
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	if scheduled {
+		machines = p.due(f.Results(), machines, dryRun)
 	}
 	if dryRun {
-		for _, m := range machines {
-			p.say("%s", m.Name)
-		}
-		return p.problems(problems)
+		return p.reportDue(machines, problems)
 	}
 	defer p.writeMetrics(local, all, len(problems))
-	return p.runMachines(ctx, f, machines, problems, now)
+	return p.runMachines(ctx, f, machines, problems, scheduled)
+}
+
+// reportDue says which machines are due.
+func (p *program) reportDue(machines []fleet.Machine, problems []*fleet.Problem) error {
+	names := []ident.MachineName{}
+	for _, m := range machines {
+		names = append(names, m.Name)
+		p.say("%s", m.Name)
+	}
+	if p.json {
+		if err := p.printJSON(names); err != nil {
+			return err
+		}
+	}
+	return p.problems(problems)
 }
 
 // chosen are the machines with these names; without names, all.
@@ -110,7 +124,8 @@ func chosen(machines []fleet.Machine, names []string) ([]fleet.Machine, error) {
 }
 
 // due are the machines whose time has come.
-func due(results *state.Results, machines []fleet.Machine, now time.Time) (list []fleet.Machine) {
+func (p *program) due(results *state.Results, machines []fleet.Machine, dryRun bool) (list []fleet.Machine) {
+	now, boot := time.Now(), state.BootTime()
 	for _, m := range machines {
 		if m.Schedule == "" {
 			list = append(list, m)
@@ -120,12 +135,23 @@ func due(results *state.Results, machines []fleet.Machine, now time.Time) (list 
 		if err != nil {
 			continue // the configuration was checked
 		}
-		past := schedule.Past{Last: results.Machine(m.Name).Scheduled, Boot: state.BootTime()}
-		if s.Due(past, now, schedule.Delay(string(m.Name), m.Jitter)).Due {
+		r := results.Machine(m.Name)
+		d := s.Due(schedule.Past{Last: r.Scheduled, Unfinished: r.Unfinished(), Boot: boot}, now, schedule.Delay(string(m.Name), m.Jitter))
+		if !d.Last.Equal(r.Scheduled) && !dryRun {
+			p.begun(results, m, d.Last) // the clock was set back by a lot
+		}
+		if d.Due {
 			list = append(list, m)
 		}
 	}
 	return list
+}
+
+// begun writes down when a machine was begun because it was due.
+func (p *program) begun(results *state.Results, m fleet.Machine, at time.Time) {
+	if err := results.Update(m.Name, func(r *state.Result) { r.Scheduled = at }); err != nil {
+		p.warn("%v", err)
+	}
 }
 
 // newFleet makes the fleet that run and agent work with.
@@ -140,21 +166,19 @@ func (p *program) newFleet(local *state.State) *fleet.Fleet {
 }
 
 // runMachines backs machines up and says how that went.
-func (p *program) runMachines(ctx context.Context, f *fleet.Fleet, machines []fleet.Machine, problems []*fleet.Problem, now time.Time) error {
-	for _, m := range machines {
-		if m.Schedule == "" {
-			continue
-		}
-		if err := f.Results().Update(m.Name, func(r *state.Result) { r.Scheduled = now }); err != nil {
-			p.warn("%v", err)
+func (p *program) runMachines(ctx context.Context, f *fleet.Fleet, machines []fleet.Machine, problems []*fleet.Problem, scheduled bool) error {
+	began := func(m fleet.Machine) {
+		if scheduled && m.Schedule != "" {
+			p.begun(f.Results(), m, time.Now())
 		}
 	}
 	var print sync.Mutex
-	endings := f.Run(ctx, machines, int(p.configured().Limits.Parallel), func(e agent.Ending) {
+	ended := func(e agent.Ending) {
 		print.Lock()
 		defer print.Unlock()
 		p.reportEnding(e)
-	})
+	}
+	endings := f.Run(ctx, machines, int(p.configured().Limits.Parallel), began, ended)
 	p.keepStoreCounters(f.Results())
 	var failures []error
 	for _, problem := range problems {

@@ -73,8 +73,8 @@ func (f *Fleet) Repository(ctx context.Context) (*repo.Repository, error) {
 
 // Run backs machines up, parallel of them at once, and returns their endings in the order
 // of the machines. A machine whose turn does not come before ctx ends has none.
-// ended is told of each at once, and may be called in parallel.
-func (f *Fleet) Run(ctx context.Context, machines []Machine, parallel int, ended func(agent.Ending)) []agent.Ending {
+// began is told of each before, and ended after it; both may be called in parallel.
+func (f *Fleet) Run(ctx context.Context, machines []Machine, parallel int, began func(Machine), ended func(agent.Ending)) []agent.Ending {
 	endings := make([]agent.Ending, len(machines))
 	var group errgroup.Group
 	group.SetLimit(max(parallel, 1))
@@ -84,6 +84,7 @@ func (f *Fleet) Run(ctx context.Context, machines []Machine, parallel int, ended
 		}
 		group.Go(func() error {
 			if ctx.Err() == nil {
+				began(m)
 				endings[i] = f.Backup(ctx, m, new(agent.Stats))
 				ended(endings[i])
 			}

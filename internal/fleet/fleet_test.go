@@ -102,9 +102,9 @@ func TestOneMachinesFailureIsNoOthers(t *testing.T) {
 	if len(problems) > 0 || len(machines) != 6 {
 		t.Fatalf("%v, %v", named(machines), problems)
 	}
-	var ended atomic.Int32
+	var began, ended atomic.Int32
 	f := fleet.New(w.o)
-	for i, e := range f.Run(t.Context(), machines, 3, func(agent.Ending) { ended.Add(1) }) {
+	for i, e := range f.Run(t.Context(), machines, 3, func(fleet.Machine) { began.Add(1) }, func(agent.Ending) { ended.Add(1) }) {
 		bad := i == 2 || i == 4
 		if e.Machine != machines[i].Name || bad != (e.Err != nil) || bad == !e.Summary.Point.IsZero() {
 			t.Errorf("%s: %v, point %v", e.Machine, e.Err, e.Summary.Point)
@@ -114,8 +114,8 @@ func TestOneMachinesFailureIsNoOthers(t *testing.T) {
 			t.Errorf("%s is remembered as %+v", e.Machine, r.Attempt)
 		}
 	}
-	if ended.Load() != 6 {
-		t.Errorf("%d ended", ended.Load())
+	if began.Load() != 6 || ended.Load() != 6 {
+		t.Errorf("%d began, %d ended", began.Load(), ended.Load())
 	}
 }
 
@@ -168,9 +168,10 @@ func TestNoMachineBeginsAfterAnInterrupt(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	machines, _ := fleet.Expand(t.Context(), []fleet.Entry{{Spec: offlineSpec(w.image("a.qcow2"))}, {Spec: offlineSpec(w.image("b.qcow2"))}})
-	endings := fleet.New(w.o).Run(ctx, machines, 1, func(agent.Ending) { cancel() })
-	if endings[0].Err != nil || endings[0].Machine != "a" || endings[1].Machine != "" {
-		t.Errorf("%+v", endings)
+	var began []ident.MachineName
+	endings := fleet.New(w.o).Run(ctx, machines, 1, func(m fleet.Machine) { began = append(began, m.Name) }, func(agent.Ending) { cancel() })
+	if endings[0].Err != nil || endings[0].Machine != "a" || endings[1].Machine != "" || len(began) != 1 {
+		t.Errorf("%+v, %v", endings, began)
 	}
 }
 

@@ -8,12 +8,17 @@ const (
 	// afterBoot is how long what was missed while the host was off waits: others have to
 	// get up first.
 	afterBoot = 15 * time.Minute
+	// again is how long what was begun and did not come to its end waits for another try.
+	again = 15 * time.Minute
 )
 
 // Past is what is known of what ran.
 type Past struct {
 	// Last is when it was last begun because it was due; zero: never.
 	Last time.Time
+	// Unfinished says that what was begun then did not come to its end: the program or the
+	// host died, or it was stopped.
+	Unfinished bool
 	// Boot is when the host began to run; zero: long ago.
 	Boot time.Time
 }
@@ -45,7 +50,9 @@ func (s *Schedule) Due(p Past, now time.Time, delay time.Duration) Decision {
 		if next.IsZero() {
 			return d
 		}
-		d.Next = next.Add(delay)
+		if d.Next = next.Add(delay); p.Unfinished && d.Last.Add(again).Before(d.Next) {
+			d.Next = d.Last.Add(again)
+		}
 	}
 	if boot := p.Boot.Add(afterBoot); !p.Boot.IsZero() && d.Next.Before(boot) && !d.Next.After(p.Boot) {
 		d.Next = boot

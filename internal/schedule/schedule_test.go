@@ -194,3 +194,25 @@ func TestJumpsOfTheClock(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatDidNotComeToItsEndIsTriedAgain(t *testing.T) {
+	zone := berlin(t)
+	s := mustParse(t, "@daily")
+	p := Past{Last: at(t, zone, "2026-11-26 00:00"), Unfinished: true}
+	if d := s.Due(p, at(t, zone, "2026-11-26 00:14"), 0); d.Due || !d.Next.Equal(at(t, zone, "2026-11-26 00:15")) {
+		t.Errorf("%+v", d)
+	}
+	if d := s.Due(p, at(t, zone, "2026-11-26 00:15"), 0); !d.Due {
+		t.Errorf("%+v", d)
+	}
+	// Not before the host is up.
+	p.Boot = at(t, zone, "2026-11-26 03:00")
+	if d := s.Due(p, at(t, zone, "2026-11-26 03:01"), 0); d.Due || !d.Next.Equal(at(t, zone, "2026-11-26 03:15")) {
+		t.Errorf("%+v", d)
+	}
+	// Its next time goes before.
+	p = Past{Last: at(t, zone, "2026-11-26 00:00"), Unfinished: true}
+	if d := mustParse(t, "*/5 * * * *").Due(p, at(t, zone, "2026-11-26 00:05"), 0); !d.Due {
+		t.Errorf("%+v", d)
+	}
+}

@@ -22,8 +22,9 @@ type Machine struct {
 type Backend interface {
 	// Machines are those that have a schedule. It is asked at every turn.
 	Machines(ctx context.Context) []Machine
-	// LastStart is when a machine was last begun because it was due, also before a restart.
-	LastStart(name string) time.Time
+	// LastStart is when a machine was last begun because it was due, also before a restart,
+	// and whether that came to no end.
+	LastStart(name string) (last time.Time, unfinished bool)
 	// Start writes that down. A machine is not run when it fails.
 	Start(name string, at time.Time) error
 	// Run backs a machine up, and says itself how that went.
@@ -117,8 +118,8 @@ func (s *service) turn(ctx, jobs context.Context) time.Duration {
 		if s.running[m.Name] != nil {
 			continue
 		}
-		last := s.backend.LastStart(m.Name)
-		d := m.Schedule.Due(schedule.Past{Last: last, Boot: s.Boot}, now, schedule.Delay(m.Name, m.Jitter))
+		last, unfinished := s.backend.LastStart(m.Name)
+		d := m.Schedule.Due(schedule.Past{Last: last, Unfinished: unfinished, Boot: s.Boot}, now, schedule.Delay(m.Name, m.Jitter))
 		if !d.Last.Equal(last) {
 			// The clock was set back by a lot.
 			if err := s.backend.Start(m.Name, d.Last); err != nil {

@@ -21,20 +21,21 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // host is a Backend whose backups take a while.
 type host struct {
 	testing.TB
-	mu       sync.Mutex
-	machines []Machine
-	last     map[string]time.Time
-	takes    map[string]time.Duration // one minute where there is none
-	hangs    bool                     // progress stands still
-	running  map[string]bool
-	most     int
-	ran      []string // "name@time", and "name cut" for one that was cancelled
-	notified []string
-	said     []string
-	broken   error // of Reload
-	fresh    []Machine
-	refuse   error // of Start
-	progress uint64
+	mu         sync.Mutex
+	machines   []Machine
+	last       map[string]time.Time
+	unfinished map[string]bool
+	takes      map[string]time.Duration // one minute where there is none
+	hangs      bool                     // progress stands still
+	running    map[string]bool
+	most       int
+	ran        []string // "name@time", and "name cut" for one that was cancelled
+	notified   []string
+	said       []string
+	broken     error // of Reload
+	fresh      []Machine
+	refuse     error // of Start
+	progress   uint64
 }
 
 func newHost(t testing.TB) *host {
@@ -55,9 +56,9 @@ func (h *host) Machines(context.Context) []Machine {
 	return h.machines
 }
 
-func (h *host) LastStart(name string) time.Time {
+func (h *host) LastStart(name string) (time.Time, bool) {
 	defer h.lock()()
-	return h.last[name]
+	return h.last[name], h.unfinished[name]
 }
 
 func (h *host) Start(name string, at time.Time) error {
@@ -287,6 +288,22 @@ func TestAfterTheClockWasSetBackByADayTheScheduleGoesOn(t *testing.T) {
 		h.last["a"] = time.Now().Add(26 * time.Hour)
 		h.serve(h.options(), func() { time.Sleep(3 * time.Hour) })
 		if !slices.Equal(h.ran, []string{"a@02:00"}) {
+			t.Errorf("%v", h.ran)
+		}
+	})
+}
+
+func TestWhatAnEarlierLifeDidNotFinishIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.add("a", "0 2 * * *")
+		h.unfinished = map[string]bool{"a": true}
+		h.serve(h.options(), func() {
+			time.Sleep(20 * time.Minute)
+			defer h.lock()()
+			h.unfinished = nil
+		})
+		if !slices.Equal(h.ran, []string{"a@00:15"}) {
 			t.Errorf("%v", h.ran)
 		}
 	})

@@ -39,6 +39,12 @@ type Result struct {
 	Verified Verified     `json:"verified,omitzero"`
 }
 
+// Unfinished tells whether what was begun because it was due did not come to its end, or
+// still runs.
+func (r Result) Unfinished() bool {
+	return r.Attempt.End.Before(r.Scheduled) || r.Attempt.Status == StatusInterrupted && !r.Attempt.Start.Before(r.Scheduled)
+}
+
 // Attempt is one run, or what kept one from beginning.
 type Attempt struct {
 	Start time.Time `json:"start,omitzero"`

@@ -85,3 +85,24 @@ func TestResultsAreListedAndDamageCountsAsAbsent(t *testing.T) {
 		t.Errorf("a damaged result: %+v", got)
 	}
 }
+
+func TestWhatWasBegunAndHasNoEndIsUnfinished(t *testing.T) {
+	at := time.Date(2026, 11, 26, 1, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name string
+		r    Result
+		want bool
+	}{
+		{"never begun", Result{}, false},
+		{"by hand only", Result{Attempt: Attempt{Start: at, End: at.Add(time.Hour), Status: StatusOK}}, false},
+		{"begun", Result{Scheduled: at}, true},
+		{"begun again", Result{Scheduled: at, Attempt: Attempt{Start: at.Add(-time.Hour), End: at.Add(-time.Minute), Status: StatusOK}}, true},
+		{"ended", Result{Scheduled: at, Attempt: Attempt{Start: at, End: at.Add(time.Hour), Status: StatusOK}}, false},
+		{"failed", Result{Scheduled: at, Attempt: Attempt{Start: at, End: at.Add(time.Hour), Status: StatusFailed}}, false},
+		{"stopped", Result{Scheduled: at, Attempt: Attempt{Start: at, End: at.Add(time.Hour), Status: StatusInterrupted}}, true},
+	} {
+		if got := c.r.Unfinished(); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
