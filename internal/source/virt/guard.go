@@ -171,8 +171,10 @@ func (o *Options) note(format string, args ...any) {
 const (
 	// hintAgent says what a freeze needs.
 	hintAgent = "a freeze needs qemu-guest-agent in the guest, and its channel in the domain"
-	// lockTime is how long another run's cleaning up is waited for.
-	lockTime = 15 * time.Second
+	// lockTime is how long another run's cleaning up is waited for. One command of it may
+	// take the 30 s that libvirt waits for a domain on which it has still to do what the
+	// dead run had asked for.
+	lockTime = 75 * time.Second
 )
 
 // lock makes sure that this is the only process that makes or ends backup jobs of ours
