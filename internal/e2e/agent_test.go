@@ -123,7 +123,7 @@ func TestAServiceThatIsKilledAtAnyInstantGoesOnByItself(t *testing.T) {
 	random := rand.New(rand.NewPCG(31, 32))
 	known := map[int]int{}
 	ends := map[string]int{}
-	for n := range testtool.Count(8, 450) {
+	for n := range testtool.Count(8, 250) {
 		truth := make([]string, machines)
 		for i, c := range churns {
 			c.write(t, 5)
