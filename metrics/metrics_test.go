@@ -251,7 +251,9 @@ func TestASocketThatADeadProcessLeftIsTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	serve(t, Listen{Address: "unix:" + path})
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", path) }}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
 	if code, _ := get(t, client, "http://unix/metrics", "", ""); code != 200 {
 		t.Errorf("%d", code)
 	}
