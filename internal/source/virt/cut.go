@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/qbackup/qbackup/internal/guard"
@@ -83,6 +84,26 @@ func (c *cut) Confirm(ctx context.Context) error {
 	}
 	if !belongs(files, c.own) {
 		return c.explain(ctx, errNoJob)
+	}
+	return c.confirmJobs(ctx)
+}
+
+// confirmJobs makes sure that QEMU still keeps what the guest overwrites. When somebody
+// ends the job, libvirt hears of it a moment later, and what is read in between may be
+// newer than the point in time. For the state of a disk's job libvirt asks QEMU itself.
+func (c *cut) confirmJobs(ctx context.Context) error {
+	var questions [][]string
+	for _, d := range c.disks {
+		questions = append(questions, []string{"blockjob", "--domain", c.domain.uuid, "--path", d.evidence.Name, "--raw"})
+	}
+	answers, err := c.machine.virsh.all(ctx, questions...)
+	if err != nil {
+		return fmt.Errorf("confirm: %w", explain(c.machine.what(), err))
+	}
+	for _, answer := range answers {
+		if !strings.Contains(answer, showsBlockJob) {
+			return c.explain(ctx, errNoJob)
+		}
 	}
 	return nil
 }

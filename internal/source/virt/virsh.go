@@ -177,6 +177,7 @@ const (
 	saysNotRunning  = "domain is not running"
 	saysLocked      = "cannot acquire state change lock"
 	saysNoJob       = "no job is active"
+	showsBlockJob   = "type=" // in the answer for a disk that has one
 	saysNoBackup    = "no domain backup job present"
 	saysOtherJob    = "another backup job is already running"
 	saysBlockJob    = "already in active block job"
