@@ -69,6 +69,7 @@ func (e Ending) applyPoint(r *state.Result) {
 	s, c := e.Summary, &r.Counters
 	r.Latest = state.Point{Run: s.Point, Time: s.Time}
 	r.Disks = nil
+	complete := true
 	for _, d := range s.Disks {
 		r.Disks = append(r.Disks, state.DiskResult{
 			Name: d.Name, Mode: d.Mode, Reason: string(d.Reason), Error: d.Error, SizeBytes: d.SizeBytes,
@@ -81,6 +82,7 @@ func (e Ending) applyPoint(r *state.Result) {
 		c.SkippedBytes += uint64(d.SkippedBytes)
 		c.StoredBytes += uint64(d.StoredBytes)
 		if d.Mode == format.ModeMissing {
+			complete = false
 			continue
 		}
 		c.BitmapResets++
@@ -90,7 +92,8 @@ func (e Ending) applyPoint(r *state.Result) {
 	}
 	c.BitmapResets -= min(c.BitmapResets, uint64(len(s.NotReset)))
 	c.ResetFailures += uint64(len(s.NotReset))
-	if e.Status() == state.StatusOK {
+	// Whatever failed after it, such as a hook, the point stands.
+	if complete {
 		r.Success = r.Latest
 	}
 }

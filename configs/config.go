@@ -53,9 +53,9 @@ type Machine struct {
 	Settings   `yaml:",inline"`
 }
 
-// Limits are what all backups of this host may use together. Zero is no limit.
+// Limits are what all backups of this host may use together. Zero is no limit, but for Parallel.
 type Limits struct {
-	Parallel Count     `yaml:"parallel" doc:"machines that are backed up at once"`
+	Parallel Count     `yaml:"parallel" doc:"machines that are backed up at once, at least 1"`
 	Memory   Bytes     `yaml:"memory" doc:"buffers of each backup"`
 	Upload   Timetable `yaml:"upload" doc:"bytes a second to the store: a rate, or a list of rates by time of day"`
 	Requests Count     `yaml:"requests" doc:"requests a second to the store"`

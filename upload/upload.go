@@ -143,6 +143,9 @@ func newPipeline(jobs []Job, target Target, o Options) *pipeline {
 	if o.Stats == nil {
 		o.Stats = &PipelineStats{}
 	}
+	// What an earlier Run of the same backup had is gone.
+	o.Stats.Queued.Store(0)
+	o.Stats.BufferBytes.Store(0)
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}

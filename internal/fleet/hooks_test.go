@@ -64,6 +64,9 @@ func TestAHookThatFailsIsAnErrorWithItsWords(t *testing.T) {
 	if !errors.Is(e.Err, fleet.ErrHook) || !errors.Is(e.Err, os.ErrNotExist) || e.Summary.Point.IsZero() || e.Status() != state.StatusFailed {
 		t.Errorf("after: %v, point %v, %s", e.Err, e.Summary.Point, e.Status())
 	}
+	if got := f.Results().Machine("a"); got.Success.Run != e.Summary.Point || got.Attempt.Status != state.StatusFailed {
+		t.Errorf("a complete point does not count because of a hook: %+v", got)
+	}
 }
 
 func TestAHookThatHangsIsEndedWithAllThatItStarted(t *testing.T) {
