@@ -299,11 +299,11 @@ func (w *world) forget(run ident.RunID) {
 
 func (w *world) forgetThrough(s store.Store, run ident.RunID) {
 	w.t.Helper()
-	raw, err := format.AppendTombstone(nil, &format.Tombstone{Identity: w.identity(run), Nonce: format.Nonce{1}, By: "test", Time: w.clock})
+	raw, err := format.AppendMark(nil, format.KindTombstone, &format.Mark{Identity: w.identity(run), Nonce: format.Nonce{1}, By: "test", Time: w.clock})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	err = s.Put(w.t.Context(), format.TombstoneKey("web", run), store.NewBody(raw), store.PutOptions{})
+	err = s.Put(w.t.Context(), format.TombstoneKey("web", run, 0), store.NewBody(raw), store.PutOptions{})
 	if err != nil && !errors.Is(err, store.ErrTransient) {
 		w.t.Fatal(err)
 	}

@@ -311,9 +311,9 @@ func (w *world) compare(run ident.RunID) error {
 // forget puts a tombstone.
 func (w *world) forget(run ident.RunID) {
 	w.t.Helper()
-	body, err := format.AppendTombstone(nil, &format.Tombstone{Identity: w.repo.identity(testMachine, w.machine.ID, run), Nonce: format.Nonce{1}, By: "test", Time: w.clock()})
+	body, err := format.AppendMark(nil, format.KindTombstone, &format.Mark{Identity: w.repo.identity(testMachine, w.machine.ID, run), Nonce: format.Nonce{1}, By: "test", Time: w.clock()})
 	if err == nil {
-		err = w.mem.Put(context.Background(), format.TombstoneKey(testMachine, run), store.NewBody(body), store.PutOptions{})
+		err = w.mem.Put(context.Background(), format.TombstoneKey(testMachine, run, 0), store.NewBody(body), store.PutOptions{})
 	}
 	if err != nil {
 		w.t.Fatal(err)

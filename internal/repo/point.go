@@ -20,6 +20,7 @@ import (
 // PointInfo is one point of a listing.
 type PointInfo struct {
 	Run    ident.RunID
+	Stored time.Time      // when the slot was taken, by the clock of the store
 	Bytes  int64          // length of the record
 	Record *format.Record // nil with Err
 	Err    error          // why the record cannot be read; a *Damage
@@ -36,25 +37,14 @@ func (p PointInfo) Time() time.Time {
 // Points lists the points of a machine by ascending time. A point with a damaged
 // record is listed with its error.
 func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]PointInfo, error) {
-	runs, err := r.Slots(ctx, machine)
+	slots, err := r.standingSlots(ctx, machine)
 	if err != nil {
 		return nil, err
 	}
-	slots := make([]PointInfo, len(runs))
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(listReads)
-	for i, run := range runs {
-		group.Go(func() error {
-			s, err := r.readSlot(groupCtx, machine, run)
-			if err == nil && s.State == SlotAbsent {
-				err = &Damage{Key: format.PointKey(machine, run), Offset: -1, Err: fmt.Errorf("it was listed, but cannot be read: %w", store.ErrNotFound)}
-			}
-			if err != nil && !errors.Is(err, ErrDamaged) {
-				return err
-			}
-			slots[i] = PointInfo{Run: run, Bytes: s.Bytes, Record: s.Record, Err: err}
-			return nil
-		})
+	for i := range slots {
+		group.Go(func() error { return r.readPoint(groupCtx, machine, &slots[i]) })
 	}
 	if err := group.Wait(); err != nil {
 		return nil, fmt.Errorf("read points of %s: %w", machine, err)
@@ -66,36 +56,46 @@ func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]P
 	return points, nil
 }
 
-// Slots lists the runs of a machine that have a commit slot and no tombstone,
+// readPoint fills in what a slot holds. An abort leaves neither a record nor an error.
+func (r *Repository) readPoint(ctx context.Context, machine ident.MachineName, p *PointInfo) error {
+	s, err := r.readSlot(ctx, machine, p.Run)
+	if err == nil && s.State == SlotAbsent {
+		err = &Damage{Key: format.PointKey(machine, p.Run), Offset: -1, Err: fmt.Errorf("it was listed, but cannot be read: %w", store.ErrNotFound)}
+	}
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	p.Bytes, p.Record, p.Err = s.Bytes, s.Record, err
+	return nil
+}
+
+// Slots lists the runs of a machine that have a commit slot and are not forgotten,
 // ascending, by their keys alone: some of them are aborted.
 func (r *Repository) Slots(ctx context.Context, machine ident.MachineName) ([]ident.RunID, error) {
-	runs, err := r.listRuns(ctx, format.PointsPrefix(machine), format.KeyPoint)
-	if err != nil {
-		return nil, fmt.Errorf("list points of %s: %w", machine, err)
+	slots, err := r.standingSlots(ctx, machine)
+	runs := make([]ident.RunID, len(slots))
+	for i, s := range slots {
+		runs[i] = s.Run
+	}
+	return runs, err
+}
+
+func (r *Repository) standingSlots(ctx context.Context, machine ident.MachineName) ([]PointInfo, error) {
+	var slots []PointInfo
+	for info, err := range r.store.List(ctx, format.PointsPrefix(machine)) {
+		if err != nil {
+			return nil, fmt.Errorf("list points of %s: %w", machine, err)
+		}
+		if key, err := format.ParseKey(info.Key); err == nil && key.Kind == format.KeyPoint {
+			slots = append(slots, PointInfo{Run: key.Run, Stored: info.Modified})
+		}
 	}
 	// Slots first, then tombstones: what is hidden by now is left out.
-	hidden, err := r.listRuns(ctx, format.ForgottenPrefix(machine), format.KeyTombstone)
+	hidden, err := r.Tombstones(ctx, machine)
 	if err != nil {
 		return nil, fmt.Errorf("list forgotten points of %s: %w", machine, err)
 	}
-	return slices.DeleteFunc(runs, func(run ident.RunID) bool {
-		_, forgotten := slices.BinarySearchFunc(hidden, run, ident.RunID.Compare)
-		return forgotten
-	}), nil
-}
-
-// listRuns gives the runs of all keys of a kind under a prefix, ascending.
-func (r *Repository) listRuns(ctx context.Context, prefix string, kind format.KeyKind) ([]ident.RunID, error) {
-	var runs []ident.RunID
-	for info, err := range r.store.List(ctx, prefix) {
-		if err != nil {
-			return nil, err
-		}
-		if key, err := format.ParseKey(info.Key); err == nil && key.Kind == kind {
-			runs = append(runs, key.Run)
-		}
-	}
-	return runs, nil
+	return slices.DeleteFunc(slots, func(p PointInfo) bool { return hidden[p.Run].Set }), nil
 }
 
 // Point is an open point.

@@ -49,12 +49,12 @@ func TestARunSendsItsObjectsInTheOrderThatKeepsThemSafe(t *testing.T) {
 	run := a.run.ID()
 	want := []string{
 		"put " + format.IntentKey(testMachine, run, 0),
-		"stat " + format.TombstoneKey(testMachine, base.record.Run),
+		"stat " + format.TombstoneKey(testMachine, base.record.Run, 0),
 		"put " + format.PackKey(testMachine, run, 0),
 		"put " + format.MapKey(testMachine, run, 0),
 		"put " + format.ManifestKey(testMachine, run),
 		"put " + format.PointKey(testMachine, run),
-		"stat " + format.TombstoneKey(testMachine, run),
+		"stat " + format.TombstoneKey(testMachine, run, 0),
 	}
 	// The builder looks up the size of the map object it reads from.
 	got := slices.DeleteFunc(noted.calls, func(c string) bool { return strings.HasPrefix(c, "stat data/") })

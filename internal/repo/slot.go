@@ -31,7 +31,7 @@ type Slot struct {
 	Record    *format.Record // SlotCommitted only
 	Abort     *format.Abort  // SlotAborted only
 	Bytes     int64          // length of what lies in the slot
-	Forgotten bool           // it has a tombstone
+	Forgotten bool           // it has a tombstone that counts
 }
 
 // Slot reads a run's slot, and then its tombstone: in this order, a run that is
@@ -72,20 +72,6 @@ func (r *Repository) readSlot(ctx context.Context, machine ident.MachineName, ru
 		return Slot{}, &Damage{Key: key, Offset: -1, Err: fmt.Errorf("it has blocks of %d bytes, the repository of %d: %w", s.Record.BlockBytes, r.BlockBytes(), format.ErrMisplaced)}
 	}
 	return s, nil
-}
-
-// forgotten looks for a tombstone. That it is there is what counts: one with
-// spoiled bytes hides its point all the same.
-func (r *Repository) forgotten(ctx context.Context, machine ident.MachineName, run ident.RunID) (bool, error) {
-	key := format.TombstoneKey(machine, run)
-	_, err := r.store.Stat(ctx, key)
-	if errors.Is(err, store.ErrNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look for a tombstone: %w", err)
-	}
-	return true, nil
 }
 
 // AbortRun takes the slot of a run that must never become a point. nil says that

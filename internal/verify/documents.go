@@ -70,11 +70,7 @@ func (m *machine) documents(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, d := range m.stock.documents {
-		if d.key.Kind == format.KeyTombstone {
-			m.forgotten[d.key.Run] = true
-		}
-	}
+	m.noteTombstones()
 	err := inParallel(ctx, m.o.Workers, slices.Values(m.stock.documents), func(ctx context.Context, _ *scratch, d document) error {
 		if d.key.Kind == format.KeyMachine {
 			return nil
@@ -94,6 +90,19 @@ func (m *machine) documents(ctx context.Context) error {
 	return nil
 }
 
+// noteTombstones finds out which points are forgotten. A listing ascends by key, and so by number.
+func (m *machine) noteTombstones() {
+	marks := map[ident.RunID][]format.Stored{}
+	for _, d := range m.stock.documents {
+		if d.key.Kind == format.KeyTombstone {
+			marks[d.key.Run] = append(marks[d.key.Run], format.Stored{Number: d.key.Number, At: d.modified})
+		}
+	}
+	for run, list := range marks {
+		m.forgotten[run] = format.TombstoneStanding(list).Set
+	}
+}
+
 // runDocument reads a document of a run.
 func (m *machine) runDocument(ctx context.Context, d document) error {
 	at := m.identity(d.key.Run)
@@ -106,7 +115,9 @@ func (m *machine) runDocument(ctx context.Context, d document) error {
 		case format.KeyIntent:
 			_, err = format.ParseIntent(b, at, d.key.Number)
 		case format.KeyTombstone:
-			_, err = format.ParseTombstone(b, at)
+			_, err = format.ParseMark(b, format.KindTombstone, at, d.key.Number)
+		case format.KeyPin:
+			_, err = format.ParseMark(b, format.KindPin, at, d.key.Number)
 		case format.KeyVerdict:
 			verdict, err = format.ParseVerdict(b, at, d.key.Number)
 		case format.KeyPoint:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
@@ -25,8 +26,9 @@ type stock struct {
 
 // document is a listed object that is a document.
 type document struct {
-	key   format.Key
-	bytes int64
+	key      format.Key
+	bytes    int64
+	modified time.Time // by the clock of the store
 }
 
 // runStock is what is listed of a run's data; both lists ascend.
@@ -49,7 +51,7 @@ func (v *verification) list(ctx context.Context) (*inventory, error) {
 		prefixes = []string{format.RepositoryPrefix}
 		for _, m := range v.o.Machines {
 			prefixes = append(prefixes, format.MachineKey(m), format.RunsPrefix(m), format.MachineDataPrefix(m),
-				format.PointsPrefix(m), format.ForgottenPrefix(m), format.VerdictsPrefix(m))
+				format.PointsPrefix(m), format.ForgottenPrefix(m), format.PinsPrefix(m), format.VerdictsPrefix(m))
 		}
 	}
 	for _, prefix := range prefixes {
@@ -68,7 +70,7 @@ func (v *verification) list(ctx context.Context) (*inventory, error) {
 			case err != nil:
 				v.remarks.add("is no object of qbackup's and was left alone", info.Key)
 			case v.o.Machines == nil || key.Kind == format.KeyRepository || strings.HasSuffix(prefix, "/") || info.Key == prefix:
-				all.add(key, info.Size)
+				all.add(key, info)
 			}
 		}
 	}
@@ -80,9 +82,10 @@ func (v *verification) list(ctx context.Context) (*inventory, error) {
 	return all, nil
 }
 
-func (all *inventory) add(key format.Key, bytes int64) {
+func (all *inventory) add(key format.Key, info store.Info) {
+	bytes, modified := info.Size, info.Modified
 	if key.Kind == format.KeyRepository {
-		all.descriptors = append(all.descriptors, document{key, bytes})
+		all.descriptors = append(all.descriptors, document{key, bytes, modified})
 		return
 	}
 	s := all.machines[key.Machine]
@@ -100,7 +103,7 @@ func (all *inventory) add(key format.Key, bytes int64) {
 		r := s.run(key.Run)
 		r.maps = append(r.maps, object{key.Seq, bytes})
 	default:
-		s.documents = append(s.documents, document{key, bytes})
+		s.documents = append(s.documents, document{key, bytes, modified})
 	}
 }
 

@@ -285,8 +285,8 @@ func (w *world) identity(machine ident.MachineName, run ident.RunID) format.Iden
 // forget puts a tombstone.
 func (w *world) forget(machine ident.MachineName, run ident.RunID) {
 	w.t.Helper()
-	body, err := format.AppendTombstone(nil, &format.Tombstone{Identity: w.identity(machine, run), Nonce: format.Nonce{1}, By: "test", Time: w.clock()})
-	w.put(format.TombstoneKey(machine, run), body, err)
+	body, err := format.AppendMark(nil, format.KindTombstone, &format.Mark{Identity: w.identity(machine, run), Nonce: format.Nonce{1}, By: "test", Time: w.clock()})
+	w.put(format.TombstoneKey(machine, run, 0), body, err)
 	delete(w.points, run)
 }
 

@@ -23,6 +23,7 @@ const (
 	KindRecord     Kind = "record"
 	KindAbort      Kind = "abort"
 	KindTombstone  Kind = "tombstone"
+	KindPin        Kind = "pin"
 	KindVerdict    Kind = "verdict"
 )
 

@@ -122,14 +122,14 @@ func TestDocumentsReadUnderAnotherNameAreMisplaced(t *testing.T) {
 	}
 	intent, _ := AppendIntent(nil, fixedIntent(t))
 	abort, _ := AppendAbort(nil, fixedAbort(t))
-	tombstone, _ := AppendTombstone(nil, fixedTombstone(t))
+	tombstone, _ := AppendMark(nil, KindTombstone, fixedTombstone(t))
 	record, _ := AppendRecord(nil, fixedRecord(t))
 	verdict, _ := AppendVerdict(nil, fixedVerdict(t))
 	for part, o := range others {
 		for name, err := range map[string]error{
 			"intent":    second(ParseIntent(intent, o, 1)),
 			"abort":     second(ParseAbort(abort, o)),
-			"tombstone": second(ParseTombstone(tombstone, o)),
+			"tombstone": second(ParseMark(tombstone, KindTombstone, o, 0)),
 			"record":    second(ParseRecord(record, o)),
 			"verdict":   second(ParseVerdict(verdict, o, 3)),
 		} {
@@ -168,7 +168,7 @@ func TestSlotHoldsARecordOrAnAbort(t *testing.T) {
 	at := fixedIdentity(t)
 	record, _ := AppendRecord(nil, fixedRecord(t))
 	abort, _ := AppendAbort(nil, fixedAbort(t))
-	tombstone, _ := AppendTombstone(nil, fixedTombstone(t))
+	tombstone, _ := AppendMark(nil, KindTombstone, fixedTombstone(t))
 	if r, a, err := ParseSlot(record, at); err != nil || r == nil || a != nil {
 		t.Errorf("%v, %v, %v", r, a, err)
 	}

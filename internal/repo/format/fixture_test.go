@@ -70,8 +70,12 @@ func fixedAbort(t testing.TB) *Abort {
 	return &Abort{Identity: fixedIdentity(t), Nonce: fixedNonce(), By: "the next run", Host: "host-b", Time: fixedTime()}
 }
 
-func fixedTombstone(t testing.TB) *Tombstone {
-	return &Tombstone{Identity: fixedIdentity(t), Nonce: fixedNonce(), By: "forget", Host: "host-b", Reason: "older than 30 days", Time: fixedTime()}
+func fixedTombstone(t testing.TB) *Mark {
+	return &Mark{Identity: fixedIdentity(t), Nonce: fixedNonce(), By: "forget", Host: "host-b", Reason: "older than 30 days", Time: fixedTime()}
+}
+
+func fixedPin(t testing.TB) *Mark {
+	return &Mark{Identity: fixedIdentity(t), Number: 1, Nonce: fixedNonce(), By: "unpin", Host: "host-b", Time: fixedTime()}
 }
 
 func fixedVerdict(t testing.TB) *Verdict {

@@ -43,7 +43,7 @@ func FuzzParseDocument(f *testing.F) {
 		classified(t, second(ParseDescriptor(b, 1)))
 		classified(t, second(ParseMachine(b, at.Repository, at.Machine)))
 		classified(t, second(ParseIntent(b, at, 1)))
-		classified(t, second(ParseTombstone(b, at)))
+		classified(t, second(ParseMark(b, KindTombstone, at, 0)))
 		classified(t, second(ParseVerdict(b, at, 3)))
 	})
 }

@@ -95,43 +95,13 @@ func ParseAbort(b []byte, at Identity) (*Abort, error) {
 	if err := parseDocument(b, KindAbort, a); err != nil {
 		return nil, err
 	}
-	if err := checkMark("abort", a.Identity, a.Nonce, at); err != nil {
+	if err := checkDecision("abort", a.Identity, a.Nonce, at); err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-// Tombstone hides a point. It is never deleted, so a forgotten point cannot come
-// back by a delayed write.
-type Tombstone struct {
-	Identity
-	Nonce  Nonce     `json:"nonce"`
-	By     string    `json:"by"`
-	Host   string    `json:"host,omitempty"`
-	Reason string    `json:"reason,omitempty"`
-	Time   time.Time `json:"time"`
-}
-
-// AppendTombstone appends the document.
-func AppendTombstone(dst []byte, t *Tombstone) ([]byte, error) {
-	v := *t
-	v.Time = t.Time.UTC()
-	return appendDocument(dst, KindTombstone, &v, func(b []byte) (*Tombstone, error) { return ParseTombstone(b, t.Identity) })
-}
-
-// ParseTombstone reads the document that lies under TombstoneKey of this identity.
-func ParseTombstone(b []byte, at Identity) (*Tombstone, error) {
-	t := &Tombstone{}
-	if err := parseDocument(b, KindTombstone, t); err != nil {
-		return nil, err
-	}
-	if err := checkMark("tombstone", t.Identity, t.Nonce, at); err != nil {
-		return nil, err
-	}
-	return t, nil
-}
-
-func checkMark(what string, i Identity, n Nonce, at Identity) error {
+func checkDecision(what string, i Identity, n Nonce, at Identity) error {
 	if err := i.validate(what); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ const (
 	dataRoot      = "data/"
 	pointsRoot    = "points/"
 	forgottenRoot = "forgotten/"
+	pinsRoot      = "pins/"
 	verdictsRoot  = "verdicts/"
 )
 
@@ -37,10 +38,7 @@ func MachineKey(m ident.MachineName) string { return MachinesPrefix + string(m) 
 
 // IntentKey is the key of a run's intent (number 0) and of its renewals.
 func IntentKey(m ident.MachineName, run ident.RunID, number uint32) string {
-	if number == 0 {
-		return RunsPrefix(m) + run.String()
-	}
-	return fmt.Sprintf("%s%s.%04d", RunsPrefix(m), run, number)
+	return numbered(RunsPrefix(m)+run.String(), number)
 }
 
 // PackKey is the key of a pack.
@@ -61,14 +59,26 @@ func ManifestKey(m ident.MachineName, run ident.RunID) string {
 // PointKey is the key of a run's commit slot: a record or an abort.
 func PointKey(m ident.MachineName, run ident.RunID) string { return PointsPrefix(m) + run.String() }
 
-// TombstoneKey is the key of the document that hides a point.
-func TombstoneKey(m ident.MachineName, run ident.RunID) string {
-	return ForgottenPrefix(m) + run.String()
+// TombstoneKey is the key of a mark that hides a point (even numbers), or shows it again.
+func TombstoneKey(m ident.MachineName, run ident.RunID, number uint32) string {
+	return numbered(ForgottenPrefix(m)+run.String(), number)
+}
+
+// PinKey is the key of a mark that keeps a point from being forgotten by a policy (even numbers), or no longer does.
+func PinKey(m ident.MachineName, run ident.RunID, number uint32) string {
+	return numbered(PinsPrefix(m)+run.String(), number)
 }
 
 // VerdictKey is the key of a verification's result; number counts from 0.
 func VerdictKey(m ident.MachineName, run ident.RunID, number uint32) string {
 	return fmt.Sprintf("%s%s.%04d", VerdictsPrefix(m), run, number)
+}
+
+func numbered(key string, number uint32) string {
+	if number == 0 {
+		return key
+	}
+	return fmt.Sprintf("%s.%04d", key, number)
 }
 
 // RunsPrefix lists a machine's intents and their renewals.
@@ -88,6 +98,9 @@ func PointsPrefix(m ident.MachineName) string { return pointsRoot + string(m) + 
 // ForgottenPrefix lists a machine's tombstones.
 func ForgottenPrefix(m ident.MachineName) string { return forgottenRoot + string(m) + "/" }
 
+// PinsPrefix lists a machine's pins.
+func PinsPrefix(m ident.MachineName) string { return pinsRoot + string(m) + "/" }
+
 // VerdictsPrefix lists a machine's verdicts.
 func VerdictsPrefix(m ident.MachineName) string { return verdictsRoot + string(m) + "/" }
 
@@ -105,6 +118,7 @@ const (
 	KeyPoint
 	KeyTombstone
 	KeyVerdict
+	KeyPin
 )
 
 // Key is a parsed key. Fields that its kind does not have are zero.
@@ -114,7 +128,7 @@ type Key struct {
 	Machine    ident.MachineName // all but KeyRepository
 	Run        ident.RunID       // all but KeyRepository and KeyMachine
 	Seq        uint32            // KeyPack, KeyMap
-	Number     uint32            // KeyIntent (0: the intent, else a renewal), KeyVerdict
+	Number     uint32            // KeyIntent (0: the intent, else a renewal), KeyTombstone, KeyPin, KeyVerdict
 }
 
 // String gives the key.
@@ -135,7 +149,9 @@ func (k Key) String() string {
 	case KeyPoint:
 		return PointKey(k.Machine, k.Run)
 	case KeyTombstone:
-		return TombstoneKey(k.Machine, k.Run)
+		return TombstoneKey(k.Machine, k.Run, k.Number)
+	case KeyPin:
+		return PinKey(k.Machine, k.Run, k.Number)
 	case KeyVerdict:
 		return VerdictKey(k.Machine, k.Run, k.Number)
 	}
@@ -183,12 +199,15 @@ func parseKey(s string) (Key, bool) {
 	switch root {
 	case "runs":
 		k.Kind = KeyIntent
-		k.Number, ok = parseNumber(rest)
-		ok = ok && k.Number > 0 || rest == ""
+		k.Number, ok = parseFurther(rest)
 	case "points":
 		k.Kind, ok = KeyPoint, rest == ""
 	case "forgotten":
-		k.Kind, ok = KeyTombstone, rest == ""
+		k.Kind = KeyTombstone
+		k.Number, ok = parseFurther(rest)
+	case "pins":
+		k.Kind = KeyPin
+		k.Number, ok = parseFurther(rest)
 	case "verdicts":
 		k.Kind = KeyVerdict
 		k.Number, ok = parseNumber(rest)
@@ -210,6 +229,15 @@ func (k *Key) parseData(rest string) (ok bool) {
 		k.Seq, ok = parseDigits(rest[2:], seqDigits)
 	}
 	return ok
+}
+
+// parseFurther reads the number of a key whose number 0 is not written.
+func parseFurther(s string) (uint32, bool) {
+	if s == "" {
+		return 0, true
+	}
+	n, ok := parseNumber(s)
+	return n, ok && n > 0
 }
 
 func parseNumber(s string) (uint32, bool) {

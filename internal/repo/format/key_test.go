@@ -19,6 +19,9 @@ func TestKeysComeBackAsTheyWereWritten(t *testing.T) {
 		"data/web-1/" + run.String() + "/manifest":             {Kind: KeyManifest, Machine: m, Run: run},
 		"points/web-1/" + run.String():                         {Kind: KeyPoint, Machine: m, Run: run},
 		"forgotten/web-1/" + run.String():                      {Kind: KeyTombstone, Machine: m, Run: run},
+		"forgotten/web-1/" + run.String() + ".0001":            {Kind: KeyTombstone, Machine: m, Run: run, Number: 1},
+		"pins/web-1/" + run.String():                           {Kind: KeyPin, Machine: m, Run: run},
+		"pins/web-1/" + run.String() + ".0002":                 {Kind: KeyPin, Machine: m, Run: run, Number: 2},
 		"verdicts/web-1/" + run.String() + ".0000":             {Kind: KeyVerdict, Machine: m, Run: run},
 		"verdicts/" + string(m) + "/" + run.String() + ".9999": {Kind: KeyVerdict, Machine: m, Run: run, Number: MaxNumber},
 	} {
@@ -40,7 +43,8 @@ func TestListingPrefixesBeginTheKeysTheyList(t *testing.T) {
 		DataPrefix(m, run):   ManifestKey(m, run),
 		MachineDataPrefix(m): PackKey(m, run, 1),
 		PointsPrefix(m):      PointKey(m, run),
-		ForgottenPrefix(m):   TombstoneKey(m, run),
+		ForgottenPrefix(m):   TombstoneKey(m, run, 0),
+		PinsPrefix(m):        PinKey(m, run, 0),
 		VerdictsPrefix(m):    VerdictKey(m, run, 1),
 	} {
 		if !strings.HasPrefix(key, prefix) || !strings.HasSuffix(prefix, "/") {
@@ -61,7 +65,7 @@ func TestForeignKeysAreNotOurs(t *testing.T) {
 		"runs/web-1/" + strings.ToUpper(run), "runs/web-1/" + strings.Repeat("0", 26),
 		"data/web-1/" + run, "data/web-1/" + run + "/", "data/web-1/" + run + "/p1", "data/web-1/" + run + "/x00000001",
 		"data/web-1/" + run + "/manifest2", "data/web-1/" + run + "/p0000000a", "data/web-1/" + run + "p00000001",
-		"points/web-1/" + run + ".1", "points/web-1/" + run + "/", "forgotten/web-1/" + run + "x", "verdicts/web-1/" + run,
+		"points/web-1/" + run + ".1", "points/web-1/" + run + "/", "forgotten/web-1/" + run + "x", "forgotten/web-1/" + run + ".0000", "pins/web-1/" + run + ".1", "verdicts/web-1/" + run,
 		ProbePrefix + "x", "points/web-1/" + run + "\n", strings.Repeat("x", 10000),
 	} {
 		if k, err := ParseKey(s); !errors.Is(err, ErrUnsupported) || len(err.Error()) > 400 {

@@ -166,7 +166,7 @@ func TestThePageNamesEveryFieldOfEveryDocument(t *testing.T) {
 			}
 		}
 	}
-	for _, v := range []any{Descriptor{}, Machine{}, Intent{}, Record{}, Abort{}, Tombstone{}, Verdict{}} {
+	for _, v := range []any{Descriptor{}, Machine{}, Intent{}, Record{}, Abort{}, Mark{}, Verdict{}} {
 		walk(reflect.TypeOf(v))
 	}
 }
