@@ -58,7 +58,7 @@ func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]P
 
 // readPoint fills in what a slot holds. An abort leaves neither a record nor an error.
 func (r *Repository) readPoint(ctx context.Context, machine ident.MachineName, p *PointInfo) error {
-	s, err := r.readSlot(ctx, machine, p.Run)
+	s, err := r.ReadSlot(ctx, machine, p.Run)
 	if err == nil && s.State == SlotAbsent {
 		err = &Damage{Key: format.PointKey(machine, p.Run), Offset: -1, Err: fmt.Errorf("it was listed, but cannot be read: %w", store.ErrNotFound)}
 	}

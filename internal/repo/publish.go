@@ -79,7 +79,7 @@ func (run *Run) takeSlot(ctx context.Context, body []byte) error {
 		putErr = run.r.store.Put(ctx, key, store.NewBody(body), store.PutOptions{})
 		maybe = maybe || !refused(putErr)
 		var slot Slot
-		slot, readErr = run.r.readSlot(ctx, run.identity.Machine, run.ID())
+		slot, readErr = run.r.ReadSlot(ctx, run.identity.Machine, run.ID())
 		switch {
 		case readErr != nil:
 			// Spoiled bytes may have been spoiled on the way: look again.

@@ -78,6 +78,18 @@ func (r *Repository) Begin(ctx context.Context, spec IntentSpec) (*Run, error) {
 	return run, nil
 }
 
+// Intent reads what a run said of itself; number 0 is its intent, others are renewals.
+func (r *Repository) Intent(ctx context.Context, machine ident.MachineName, run ident.RunID, number uint32) (*format.Intent, error) {
+	key := format.IntentKey(machine, run, number)
+	i, err := readDocument(ctx, r.store, key, func(b []byte) (*format.Intent, error) {
+		return format.ParseIntent(b, r.identity(machine, ident.MachineID{}, run), number)
+	})
+	if err != nil {
+		return nil, judge(key, err)
+	}
+	return i, nil
+}
+
 func disksOn(bases []format.Base, run ident.RunID) (disks []string) {
 	for _, b := range bases {
 		if b.Run == run {

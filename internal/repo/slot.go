@@ -37,7 +37,7 @@ type Slot struct {
 // Slot reads a run's slot, and then its tombstone: in this order, a run that is
 // committed and not forgotten was a point at the time of the second read.
 func (r *Repository) Slot(ctx context.Context, machine ident.MachineName, run ident.RunID) (Slot, error) {
-	s, err := r.readSlot(ctx, machine, run)
+	s, err := r.ReadSlot(ctx, machine, run)
 	if err != nil {
 		return Slot{}, err
 	}
@@ -52,8 +52,8 @@ func (r *Repository) identity(machine ident.MachineName, id ident.MachineID, run
 	return format.Identity{Repository: r.ID(), Machine: machine, MachineID: id, Run: run}
 }
 
-// readSlot reads a slot without its tombstone.
-func (r *Repository) readSlot(ctx context.Context, machine ident.MachineName, run ident.RunID) (Slot, error) {
+// ReadSlot reads a slot and leaves out whether it has a tombstone.
+func (r *Repository) ReadSlot(ctx context.Context, machine ident.MachineName, run ident.RunID) (Slot, error) {
 	key := format.PointKey(machine, run)
 	s, err := readDocument(ctx, r.store, key, func(b []byte) (Slot, error) {
 		record, abort, err := format.ParseSlot(b, r.identity(machine, ident.MachineID{}, run))
@@ -85,7 +85,7 @@ func (r *Repository) AbortRun(ctx context.Context, machine ident.MachineName, id
 	if err := r.checkWrite(); err != nil {
 		return err
 	}
-	if s, err := r.readSlot(ctx, machine, run); err != nil || s.State != SlotAbsent {
+	if s, err := r.ReadSlot(ctx, machine, run); err != nil || s.State != SlotAbsent {
 		return err
 	}
 	nonce, err := format.NewNonce(r.random)

@@ -3,13 +3,15 @@ package state
 import (
 	"context"
 	"errors"
+	"os"
+	"os/exec"
 	"testing"
 	"time"
 )
 
 func TestANameIsLockedOnce(t *testing.T) {
 	name := "test/" + t.TempDir()
-	unlock, err := LockName(t.Context(), name, "the test", time.Minute)
+	lock, err := LockName(t.Context(), name, "the test", time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,11 +23,36 @@ func TestANameIsLockedOnce(t *testing.T) {
 	if _, err := LockName(ctx, name, "the test", time.Minute); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("given up: %v", err)
 	}
-	time.AfterFunc(50*time.Millisecond, unlock)
+	time.AfterFunc(50*time.Millisecond, lock.Unlock)
 	again, err := LockName(t.Context(), name, "the test", time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again()
-	again()
+	again.Unlock()
+	again.Unlock()
+	(*NameLock)(nil).Unlock()
+}
+
+func TestALockIsHeldByTheProgramsThatWereStartedWithIt(t *testing.T) {
+	name := "test/" + t.TempDir()
+	lock, err := LockName(t.Context(), name, "the test", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("sleep", "100")
+	c.ExtraFiles = []*os.File{lock.File()}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lock.Unlock()
+	if _, err := LockName(t.Context(), name, "the test", 0); !errors.Is(err, ErrBusy) {
+		t.Errorf("taken: %v", err)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	again, err := LockName(t.Context(), name, "the test", 0)
+	if err != nil {
+		t.Error(err)
+	}
+	again.Unlock()
 }

@@ -30,9 +30,9 @@ var floors = map[string]int{
 	"internal/repo/format": 0, // bytes and values: source keeps its facts in them
 
 	"bitmapscan": 1, "internal/repo": 1, "internal/repo/blockmap": 1,
-	"internal/source": 1, "internal/state": 1, "internal/guard": 1,
+	"internal/retention": 1, "internal/source": 1, "internal/state": 1, "internal/guard": 1,
 
-	"upload": 2, "internal/restore": 2, "internal/verify": 2, "internal/source/offline": 2, "internal/source/virt": 2,
+	"upload": 2, "internal/restore": 2, "internal/prune": 2, "internal/verify": 2, "internal/source/offline": 2, "internal/source/virt": 2,
 	"internal/source/facts": 2, "internal/source/scratch": 2, "internal/source/exported": 2, "internal/source/live": 2,
 
 	"agent": 3, "internal/target": 3,
@@ -42,14 +42,14 @@ var floors = map[string]int{
 	"cmd/qbackup": 5,
 
 	// Rooms of the tests; the demo uses guest.
-	"internal/guest": 4, "internal/sim": 4, "internal/testtool": 4, "internal/tidy": 4, "internal/store/storetest": 4,
+	"internal/guest": 4, "internal/sim": 4, "internal/testtool": 4, "internal/tidy": 4, "internal/store/storetest": 4, "internal/repo/repotest": 4,
 	"internal/linuxguest": 4,
 	"internal/e2e":        6, "internal/crashtest": 6, "internal/livetest": 6,
 }
 
 // forTests are the rooms that production code may not enter; cmd/qbackup's demo plays a guest.
 var forTests = map[string]bool{
-	"internal/guest": true, "internal/linuxguest": true, "internal/sim": true, "internal/testtool": true, "internal/store/storetest": true, "internal/store/fault": true, "internal/store/mem": true,
+	"internal/guest": true, "internal/linuxguest": true, "internal/sim": true, "internal/testtool": true, "internal/store/storetest": true, "internal/repo/repotest": true, "internal/store/fault": true, "internal/store/mem": true,
 }
 
 type source struct {

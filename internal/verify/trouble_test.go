@@ -12,6 +12,7 @@ import (
 	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/repo/blockmap"
 	"github.com/qbackup/qbackup/internal/repo/format"
+	"github.com/qbackup/qbackup/internal/repo/repotest"
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/fault"
 )
@@ -19,8 +20,8 @@ import (
 // through opens the repository behind faults.
 func (w *world) through(rules ...fault.Rule) *repo.Repository {
 	w.t.Helper()
-	s := fault.New(w.mem, 1)
-	r, err := repo.Open(context.Background(), s, w.options())
+	s := fault.New(w.Mem, 1)
+	r, err := repo.Open(context.Background(), s, w.Options())
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -47,7 +48,7 @@ func TestWhatIsFoundIsRecordedOnce(t *testing.T) {
 		var named []string
 		for _, key := range h.keys(format.KeyVerdict) {
 			k, _ := format.ParseKey(key)
-			v, err := format.ParseVerdict(h.get(key), h.identity("web1", k.Run), k.Number)
+			v, err := format.ParseVerdict(h.get(key), h.Identity("web1", k.Run), k.Number)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -63,7 +64,7 @@ func TestWhatIsFoundIsRecordedOnce(t *testing.T) {
 		}
 	}
 	bad := &repo.PackSet{}
-	if err := h.open().Condemn(context.Background(), "web1", bad); err != nil {
+	if err := h.Open().Condemn(context.Background(), "web1", bad); err != nil {
 		t.Fatal(err)
 	}
 	if !bad.Has(h.first, 0) || bad.Has(h.first, 1) || !bad.HasMaps(h.second) || bad.HasMaps(h.first) || !bad.Has(h.third, 0) {
@@ -73,7 +74,7 @@ func TestWhatIsFoundIsRecordedOnce(t *testing.T) {
 
 func TestManyDamagedPacksFitIntoVerdicts(t *testing.T) {
 	w := newWorld(t)
-	run := w.backup("web1", ident.RunID{}, diskSpec{name: "root", sizeBytes: 3000 * testBlock, changes: []change{{0, 3000, 1}}})
+	run := w.Backup("web1", ident.RunID{}, diskSpec{Name: "root", SizeBytes: 3000 * testBlock, Changes: repotest.Changes(0, 3000, 1)})
 	packs := w.keys(format.KeyPack)
 	if len(packs) < 3*verdictFindings {
 		t.Fatalf("only %d packs", len(packs))
@@ -83,7 +84,7 @@ func TestManyDamagedPacksFitIntoVerdicts(t *testing.T) {
 	}
 	w.verify(Options{Record: true})
 	bad := &repo.PackSet{}
-	if err := w.open().Condemn(context.Background(), "web1", bad); err != nil {
+	if err := w.Open().Condemn(context.Background(), "web1", bad); err != nil {
 		t.Fatal(err)
 	}
 	for seq := range packs {
@@ -119,8 +120,8 @@ func TestAVerdictNumberThatIsTakenIsPassedOver(t *testing.T) {
 	h := newHistory(t)
 	h.spoil(format.PackKey("db", h.db, 0), nil)
 	// The verdict of another verification that runs at the same time, and was not listed.
-	body, err := format.AppendVerdict(nil, &format.Verdict{Identity: h.identity("db", h.db), Level: "data", Good: true, Time: h.clock()})
-	h.put(format.VerdictKey("db", h.db, 0), body, err)
+	body, err := format.AppendVerdict(nil, &format.Verdict{Identity: h.Identity("db", h.db), Level: "data", Good: true, Time: h.Clock()})
+	h.Put(format.VerdictKey("db", h.db, 0), body, err)
 	r := h.through(fault.Rule{Verb: fault.List, Prefix: "verdicts/db/", Count: fault.Forever, Kind: fault.Omit})
 	report, err := Run(context.Background(), r, Options{Record: true})
 	if err != nil {
@@ -161,7 +162,7 @@ func TestAStoreThatCannotBeAskedIsAnErrorAndNoDamage(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Run(ctx, h.open(), Options{}); !errors.Is(err, context.Canceled) {
+	if _, err := Run(ctx, h.Open(), Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -169,8 +170,8 @@ func TestAStoreThatCannotBeAskedIsAnErrorAndNoDamage(t *testing.T) {
 // testCalls counts the calls of a verification: the last that matters when the store goes away.
 func testCalls(t *testing.T, h *history) int {
 	t.Helper()
-	s := fault.New(h.mem, 1)
-	r, err := repo.Open(context.Background(), s, h.options())
+	s := fault.New(h.Mem, 1)
+	r, err := repo.Open(context.Background(), s, h.Options())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,20 +194,20 @@ func TestAnObjectThatTheListingMissedIsNoDamage(t *testing.T) {
 func TestARunThatThePointsManifestDoesNotNameIsDamage(t *testing.T) {
 	w := newWorld(t)
 	// Two leaves: the second one is shared.
-	disk := diskSpec{name: "root", sizeBytes: 1100 * testBlock, changes: []change{{0, 4, 1}, {1030, 8, 1}}}
-	first := w.backup("web1", ident.RunID{}, disk)
-	a := w.begin("web1", first)
-	disk.fromBase, disk.changes = true, []change{{0, 4, 2}}
-	base := a.base
+	disk := diskSpec{Name: "root", SizeBytes: 1100 * testBlock, Changes: repotest.Changes(0, 4, 1, 1030, 8, 1)}
+	first := w.Backup("web1", ident.RunID{}, disk)
+	a := w.Begin("web1", first)
+	disk.FromBase, disk.Changes = true, repotest.Changes(0, 4, 2)
+	base := a.Base
 	ctx := context.Background()
-	a.record = &format.Record{Time: a.clock(), Started: a.now, Consistency: format.ConsistencyOffline, Host: "host1", Tool: "test"}
-	root := a.disk(ctx, 0, disk)
-	a.flush(ctx)
-	if _, err := a.run.Seal(ctx, nil); err != nil { // without base.Dependencies()
+	a.Record = &format.Record{Time: a.Clock(), Started: a.Pass(0), Consistency: format.ConsistencyOffline, Host: "host1", Tool: "test"}
+	root := a.Disk(ctx, 0, disk)
+	a.Flush(ctx)
+	if _, err := a.Run.Seal(ctx, nil); err != nil { // without base.Dependencies()
 		t.Fatal(err)
 	}
-	a.record.Disks = []format.DiskRecord{{Name: "root", Mode: format.ModeIncremental, Base: base.Record().Run, SizeBytes: disk.sizeBytes, Map: root}}
-	second := a.publish()
+	a.Record.Disks = []format.DiskRecord{{Name: "root", Mode: format.ModeIncremental, Base: base.Record().Run, SizeBytes: disk.SizeBytes, Map: root}}
+	second := a.Publish()
 	report := w.verify(Options{})
 	key := format.ManifestKey("web1", second)
 	onlyKey(t, "manifest without a run", key, report)
@@ -217,18 +218,18 @@ func TestARunThatThePointsManifestDoesNotNameIsDamage(t *testing.T) {
 
 func TestABlockOfAnotherPlaceIsDamage(t *testing.T) {
 	w := newWorld(t)
-	a := w.begin("web1", ident.RunID{})
+	a := w.Begin("web1", ident.RunID{})
 	ctx := context.Background()
-	a.record = &format.Record{Time: a.clock(), Started: a.now, Consistency: format.ConsistencyOffline, Host: "host1", Tool: "test"}
-	b, err := blockmap.NewBuilder(nil, 0, 64, a.repo.Nodes("web1"), a.run.Sink())
+	a.Record = &format.Record{Time: a.Clock(), Started: a.Pass(0), Consistency: format.ConsistencyOffline, Host: "host1", Tool: "test"}
+	b, err := blockmap.NewBuilder(nil, 0, 64, a.Repo.Nodes("web1"), a.Run.Sink())
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.frame(ctx, b, 0, make([]byte, 64*testBlock), 0, 4, 1)
+	a.Frame(ctx, b, 0, make([]byte, 64*testBlock), 0, 4, 1)
 	for _, s := range []blockmap.Span{
-		{First: 8, Count: 4, Loc: format.Location{Run: a.run.ID()}},              // what lies there is block 0
-		{First: 16, Count: 2, Loc: format.Location{Run: a.run.ID(), Ordinal: 3}}, // the pack has four blocks
-		{First: 32, Count: 1, Loc: format.Location{Run: a.run.ID(), Pack: 9}},    // no such pack
+		{First: 8, Count: 4, Loc: format.Location{Run: a.Run.ID()}},              // what lies there is block 0
+		{First: 16, Count: 2, Loc: format.Location{Run: a.Run.ID(), Ordinal: 3}}, // the pack has four blocks
+		{First: 32, Count: 1, Loc: format.Location{Run: a.Run.ID(), Pack: 9}},    // no such pack
 	} {
 		if err := b.Set(ctx, s); err != nil {
 			t.Fatal(err)
@@ -238,12 +239,12 @@ func TestABlockOfAnotherPlaceIsDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.flush(ctx)
-	if _, err := a.run.Seal(ctx, nil); err != nil {
+	a.Flush(ctx)
+	if _, err := a.Run.Seal(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
-	a.record.Disks = []format.DiskRecord{{Name: "root", Mode: format.ModeFull, SizeBytes: 64 * testBlock, Map: root}}
-	run := a.publish()
+	a.Record.Disks = []format.DiskRecord{{Name: "root", Mode: format.ModeFull, SizeBytes: 64 * testBlock, Map: root}}
+	run := a.Publish()
 	report := w.verify(Options{})
 	want := []lostRange{{run, "root", 8 * testBlock, 4 * testBlock}, {run, "root", 16 * testBlock, 2 * testBlock}, {run, "root", 32 * testBlock, testBlock}}
 	if got := reported(report); !slices.Equal(got, want) {

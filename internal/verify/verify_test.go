@@ -11,6 +11,7 @@ import (
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/repo/format"
+	"github.com/qbackup/qbackup/internal/repo/repotest"
 	"github.com/qbackup/qbackup/internal/testtool"
 )
 
@@ -27,38 +28,38 @@ func newHistory(t testing.TB) *history {
 	const size = 40*testBlock - 512
 	// Points with one tree of two levels: blocks beyond 1024 make another leaf.
 	const large = 1030 * testBlock
-	h.forgotten = w.backup("web1", ident.RunID{},
-		diskSpec{name: "root", sizeBytes: size, changes: []change{{0, 17, 1}, {36, 4, 1}}},
-		diskSpec{name: "data", sizeBytes: large, changes: []change{{5, 6, 2}, {1023, 3, 2}}})
-	h.first = w.backup("web1", h.forgotten,
-		diskSpec{name: "root", sizeBytes: size, fromBase: true, changes: []change{{2, 3, 2}, {9, 1, 0}}},
-		diskSpec{name: "data", sizeBytes: large, fromBase: true, changes: []change{{1025, 1, 2}}})
-	h.second = w.backup("web1", h.first,
-		diskSpec{name: "data", sizeBytes: large, fromBase: true, changes: []change{{6, 1, 3}}},
-		diskSpec{name: "root", sizeBytes: size, fromBase: true, changes: []change{{20, 2, 3}}},
-		diskSpec{name: "gone", missing: true})
-	h.third = w.backup("web1", h.second,
-		diskSpec{name: "root", sizeBytes: size, fromBase: true, changes: []change{{0, 5, 0}, {30, 1, 4}}},
-		diskSpec{name: "data", sizeBytes: large, fromBase: true, changes: []change{{1024, 1, 4}}})
-	h.fourth = w.backup("web1", ident.RunID{},
-		diskSpec{name: "root", sizeBytes: size, changes: []change{{0, 2, 5}, {2, 30, 0}}},
-		diskSpec{name: "data", sizeBytes: large})
-	h.db = w.backup("db", ident.RunID{}, diskSpec{name: "only", sizeBytes: 9 * testBlock, changes: []change{{1, 7, 6}}})
+	h.forgotten = w.Backup("web1", ident.RunID{},
+		diskSpec{Name: "root", SizeBytes: size, Changes: repotest.Changes(0, 17, 1, 36, 4, 1)},
+		diskSpec{Name: "data", SizeBytes: large, Changes: repotest.Changes(5, 6, 2, 1023, 3, 2)})
+	h.first = w.Backup("web1", h.forgotten,
+		diskSpec{Name: "root", SizeBytes: size, FromBase: true, Changes: repotest.Changes(2, 3, 2, 9, 1, 0)},
+		diskSpec{Name: "data", SizeBytes: large, FromBase: true, Changes: repotest.Changes(1025, 1, 2)})
+	h.second = w.Backup("web1", h.first,
+		diskSpec{Name: "data", SizeBytes: large, FromBase: true, Changes: repotest.Changes(6, 1, 3)},
+		diskSpec{Name: "root", SizeBytes: size, FromBase: true, Changes: repotest.Changes(20, 2, 3)},
+		diskSpec{Name: "gone", Missing: true})
+	h.third = w.Backup("web1", h.second,
+		diskSpec{Name: "root", SizeBytes: size, FromBase: true, Changes: repotest.Changes(0, 5, 0, 30, 1, 4)},
+		diskSpec{Name: "data", SizeBytes: large, FromBase: true, Changes: repotest.Changes(1024, 1, 4)})
+	h.fourth = w.Backup("web1", ident.RunID{},
+		diskSpec{Name: "root", SizeBytes: size, Changes: repotest.Changes(0, 2, 5, 2, 30, 0)},
+		diskSpec{Name: "data", SizeBytes: large})
+	h.db = w.Backup("db", ident.RunID{}, diskSpec{Name: "only", SizeBytes: 9 * testBlock, Changes: repotest.Changes(1, 7, 6)})
 	w.forget("web1", h.forgotten)
 
-	aborted := w.begin("web1", h.third)
-	aborted.upload(diskSpec{name: "root", sizeBytes: size, fromBase: true, changes: []change{{7, 1, 7}}})
-	if err := aborted.run.Abort(context.Background(), "test"); err != nil {
+	aborted := w.Begin("web1", h.third)
+	aborted.Upload(diskSpec{Name: "root", SizeBytes: size, FromBase: true, Changes: repotest.Changes(7, 1, 7)})
+	if err := aborted.Run.Abort(context.Background(), "test"); err != nil {
 		t.Fatal(err)
 	}
-	dying := w.begin("web1", h.third)
-	if err := dying.run.Renew(context.Background()); err != nil {
+	dying := w.Begin("web1", h.third)
+	if err := dying.Run.Renew(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	dying.upload(diskSpec{name: "root", sizeBytes: size, fromBase: true, changes: []change{{7, 1, 8}}})
-	body, err := format.AppendVerdict(nil, &format.Verdict{Identity: w.identity("web1", h.first), Level: "data", Good: true, Time: w.clock()})
-	w.put(format.VerdictKey("web1", h.first, 0), body, err)
-	w.put("probe/some-object", []byte("whatever"), nil)
+	dying.Upload(diskSpec{Name: "root", SizeBytes: size, FromBase: true, Changes: repotest.Changes(7, 1, 8)})
+	body, err := format.AppendVerdict(nil, &format.Verdict{Identity: w.Identity("web1", h.first), Level: "data", Good: true, Time: w.Clock()})
+	w.Put(format.VerdictKey("web1", h.first, 0), body, err)
+	w.Put("probe/some-object", []byte("whatever"), nil)
 	return h
 }
 
@@ -163,7 +164,7 @@ func (h *history) checkDocument(key string, at int, report *Report) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if _, stands := h.points[k.Run]; stands && k.Kind == format.KeyPoint {
+	if _, stands := h.Points[k.Run]; stands && k.Kind == format.KeyPoint {
 		want = []lostRange{{run: k.Run}}
 	}
 	got := reported(report)
@@ -211,7 +212,7 @@ func (h *history) neededKeys() map[string]bool {
 	needed := map[string]bool{}
 	for _, key := range h.keys(format.KeyManifest, format.KeyMap, format.KeyPack) {
 		k, _ := format.ParseKey(key)
-		if _, stands := h.points[k.Run]; stands || k.Run == h.forgotten {
+		if _, stands := h.Points[k.Run]; stands || k.Run == h.forgotten {
 			needed[key] = true
 		}
 	}
@@ -309,9 +310,9 @@ func TestEveryPackSpoiledAtOnceNamesEveryRange(t *testing.T) {
 
 func TestForeignObjectsAreRemarks(t *testing.T) {
 	h := newHistory(t)
-	h.put("holiday/picture.jpg", []byte("x"), nil)
-	h.put("data/web1/nonsense", []byte("x"), nil)
-	h.put(format.PackKey("web1", h.first, 77), []byte("x"), nil)
+	h.Put("holiday/picture.jpg", []byte("x"), nil)
+	h.Put("data/web1/nonsense", []byte("x"), nil)
+	h.Put(format.PackKey("web1", h.first, 77), []byte("x"), nil)
 	report := h.verify(Options{Data: true})
 	if len(report.Damage) > 0 {
 		t.Fatalf("damage: %+v", report.Damage)
@@ -326,10 +327,10 @@ func TestForeignObjectsAreRemarks(t *testing.T) {
 
 func TestWhatOnlyForgottenPointsNeededMayBeGone(t *testing.T) {
 	w := newWorld(t)
-	disk := diskSpec{name: "root", sizeBytes: 32 * testBlock, changes: []change{{0, 24, 1}}} // two packs
-	old := w.backup("web1", ident.RunID{}, disk)
-	disk.fromBase, disk.changes = true, []change{{0, 12, 2}}
-	w.backup("web1", old, disk)
+	disk := diskSpec{Name: "root", SizeBytes: 32 * testBlock, Changes: repotest.Changes(0, 24, 1)} // two packs
+	old := w.Backup("web1", ident.RunID{}, disk)
+	disk.FromBase, disk.Changes = true, repotest.Changes(0, 12, 2)
+	w.Backup("web1", old, disk)
 	w.forget("web1", old)
 	first, second, maps := format.PackKey("web1", old, 0), format.PackKey("web1", old, 1), format.MapKey("web1", old, 0)
 	w.spoil(first, nil)
@@ -350,7 +351,7 @@ func TestOneMachineIsVerifiedAlone(t *testing.T) {
 	if report := h.verify(Options{Machines: []ident.MachineName{"db"}}); len(report.Damage) != 1 || report.Points != 1 {
 		t.Errorf("db: %d points, %+v", report.Points, report.Damage)
 	}
-	if _, err := Run(context.Background(), h.open(), Options{Machines: []ident.MachineName{"web"}}); !errors.Is(err, ErrNoMachine) {
+	if _, err := Run(context.Background(), h.Open(), Options{Machines: []ident.MachineName{"web"}}); !errors.Is(err, ErrNoMachine) {
 		t.Errorf("a machine that does not exist, and is a prefix of one: %v", err)
 	}
 }

@@ -179,7 +179,7 @@ func teardownContext(ctx context.Context) (context.Context, context.CancelFunc) 
 func (c *cut) takeDown(ctx context.Context) error {
 	c.watch.End()
 	var err error
-	if c.session.unlock != nil { // else nothing was made, and what is there is another's
+	if c.session.held != nil { // else nothing was made, and what is there is another's
 		err = c.session.takeDown(ctx, c.serving)
 		c.machine.left = err != nil
 	}

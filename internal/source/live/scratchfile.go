@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"github.com/qbackup/qbackup/internal/ident"
-	"github.com/qbackup/qbackup/internal/qcow2"
-	"github.com/qbackup/qbackup/internal/source"
 	"github.com/qbackup/qbackup/internal/source/scratch"
 )
 
@@ -26,8 +24,11 @@ func filePrefix(family ident.FamilyID) string { return namePrefix + family.Strin
 // disk is in an I/O thread.
 func (c *cut) prepare(ctx context.Context, family ident.FamilyID) error {
 	uid := c.session.monitor.PeerUID()
+	if err := scratch.CheckReach(c.space.Dir(), uid, scratch.PlaceFlag); err != nil {
+		return err
+	}
 	for _, d := range c.disks {
-		path, err := makeScratch(c.space.Dir(), family, d.found.evidence.SizeBytes, uid)
+		path, err := c.space.Image(filePrefix(family)+"*.qcow2", d.found.evidence.SizeBytes, uid)
 		if err != nil {
 			return err
 		}
@@ -43,38 +44,6 @@ func (c *cut) prepare(ctx context.Context, family ident.FamilyID) error {
 	}
 	return nil
 }
-
-// makeScratch makes an empty image that QEMU's user may write to.
-func makeScratch(dir string, family ident.FamilyID, sizeBytes int64, uid int) (path string, err error) {
-	if err := scratch.CheckReach(dir, uid, scratch.PlaceFlag); err != nil {
-		return "", err
-	}
-	f, err := os.CreateTemp(dir, filePrefix(family)+"*.qcow2")
-	if err != nil {
-		return "", err
-	}
-	defer func() {
-		if err = errors.Join(err, f.Close()); err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	if uid >= 0 && uid != os.Geteuid() {
-		if err := f.Chown(uid, -1); err != nil {
-			return "", &source.UsableError{Path: f.Name(), Err: fmt.Errorf("give it to QEMU, which runs as user %d: %w", uid, err), Hint: "run as root or as that user"}
-		}
-	}
-	w, err := qcow2.Create(unsynced{qcow2.NewOSFile(f)}, qcow2.CreateOptions{SizeBytes: sizeBytes})
-	if err != nil {
-		return "", err
-	}
-	return f.Name(), w.Close()
-}
-
-// unsynced is a file of which nothing has to outlive the machine's power.
-type unsynced struct{ qcow2.File }
-
-// Sync does nothing.
-func (unsynced) Sync() error { return nil }
 
 // removeStale removes what a run of this family made in a folder and did not live to
 // remove. The caller holds the machine.
@@ -116,10 +85,8 @@ func newSocketFolder(runtimeDir string, family ident.FamilyID, uid int) (*socket
 	if len(f.path) > socketPathMax {
 		return nil, errors.Join(fmt.Errorf("%s: %d bytes are too long for a socket, of at most %d; choose a shorter --state-dir", f.path, len(f.path), socketPathMax), f.remove())
 	}
-	if uid >= 0 && uid != os.Geteuid() {
-		if err := os.Chown(dir, uid, -1); err != nil {
-			return nil, errors.Join(err, f.remove())
-		}
+	if err := scratch.Give(dir, uid); err != nil {
+		return nil, errors.Join(err, f.remove())
 	}
 	return f, nil
 }

@@ -16,7 +16,7 @@ type session struct {
 	path     string
 	monitor  *qmp.Monitor
 	features features
-	unlock   func() // nil: not locked
+	held     *state.NameLock // nil: not locked
 	ends     ends
 }
 
@@ -86,15 +86,13 @@ func (s *session) gone(err error) error {
 // close ends the connection and gives the machine up.
 func (s *session) close() {
 	_ = s.monitor.Close()
-	if s.unlock != nil {
-		s.unlock()
-	}
+	s.held.Unlock()
 }
 
 // lock makes sure that what an earlier run left in this QEMU is nobody's.
 func (s *session) lock(ctx context.Context, wait time.Duration) (err error) {
 	pid := s.monitor.PeerPID()
-	s.unlock, err = state.LockName(ctx, fmt.Sprintf("qemu/%d", pid), fmt.Sprintf("QEMU process %d", pid), wait)
+	s.held, err = state.LockName(ctx, fmt.Sprintf("qemu/%d", pid), fmt.Sprintf("QEMU process %d", pid), wait)
 	return err
 }
 

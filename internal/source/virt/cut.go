@@ -26,7 +26,6 @@ type cut struct {
 	socket  *socketPlace    // nil: not made
 	watch   *exported.Watch // nil until there is a job
 	guard   *guard.Guard    // nil: not started
-	unlock  func()          // nil: not locked
 
 	begun         bool // libvirt may have the job, and the checkpoint
 	frozen        bool
@@ -234,9 +233,10 @@ func (c *cut) takeDown(ctx context.Context) error {
 	c.watch.End()
 	var err error
 	if c.begun {
-		if err = c.machine.endJob(ctx, c.domain.uuid, c.own); err == nil {
-			err = removeScratch(c.machine.o.ScratchDir, c.own)
-		}
+		err = c.machine.endJob(ctx, c.domain.uuid, c.own)
+	}
+	if err == nil && c.space != nil {
+		err = removeScratch(c.space.Dir(), c.own)
 	}
 	for _, d := range c.disks {
 		_ = d.Close()
@@ -254,7 +254,5 @@ func (c *cut) end() {
 		// What it may still hold it goes on to undo, and says so itself.
 		_ = c.guard.Done()
 	}
-	if c.unlock != nil {
-		c.unlock()
-	}
+	c.machine.unlock()
 }

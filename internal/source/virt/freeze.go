@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/qbackup/qbackup/internal/ident"
@@ -35,7 +36,7 @@ func (c *cut) begin(ctx context.Context, bases []source.Base) error {
 	if d.id != m.running.id {
 		return unusable(m.what(), fmt.Errorf("%w: it was started or ended meanwhile", source.ErrChanged), "run the backup again")
 	}
-	if c.unlock, err = m.lock(ctx, d.uuid); err != nil {
+	if err = m.lock(ctx, d.uuid); err != nil {
 		return err
 	}
 	c.domain = d
@@ -66,6 +67,9 @@ func (c *cut) begin(ctx context.Context, bases []source.Base) error {
 		return err
 	}
 	if err := c.startGuard(ctx); err != nil {
+		return err
+	}
+	if err := c.makeScratch(); err != nil {
 		return err
 	}
 	if err := c.instant(ctx, r); err != nil {
@@ -136,12 +140,26 @@ func (d *frozenDisk) baseBitmap() string {
 	return ""
 }
 
+// makeScratch makes the scratch files. libvirt could do so, too, but then it formats them by jobs of QEMU's inside of the
+// instant, and QEMU 7.2 dies when the guest is resumed or suspended next to such a job: it goes over all block backends, and
+// the job's is being deleted.
+func (c *cut) makeScratch() error {
+	for _, d := range c.disks {
+		if _, err := c.space.Image(filepath.Base(c.scratchPath(d)), d.evidence.SizeBytes, c.domain.owner); err != nil {
+			return fmt.Errorf("make the scratch image of disk %s: %w", d.Name(), err)
+		}
+	}
+	return nil
+}
+
+func (c *cut) scratchPath(d *frozenDisk) string { return scratchPath(c.space.Dir(), c.name, d.Name()) }
+
 // instant is the point in time. The guest's file systems are frozen, and the guest
 // is suspended, for nothing but the step that sets it.
 func (c *cut) instant(ctx context.Context, r *running) error {
 	job, chk := c.define()
 	begin := func() error {
-		args := []string{"backup-begin", "--domain", c.domain.uuid, "--backupxml", fileArg(0)}
+		args := []string{"backup-begin", "--domain", c.domain.uuid, "--reuse-external", "--backupxml", fileArg(0)}
 		files := []string{job}
 		if chk != "" {
 			args, files = append(args, "--checkpointxml", fileArg(1)), append(files, chk)
@@ -180,7 +198,7 @@ func (c *cut) define() (job, chk string) {
 	var records checkpoint
 	for _, d := range c.disks {
 		one := backupDiskXML{Name: d.Name(), Backup: "yes", Type: "file", Mode: "full", Export: d.Name(),
-			Scratch: &backupTarget{File: scratchPath(c.space.Dir(), c.name, d.Name())}}
+			Scratch: &backupTarget{File: c.scratchPath(d)}}
 		if d.incremental() {
 			one.Mode, one.Incremental, one.Bitmap = "incremental", d.baseBitmap(), bitmapName
 		}

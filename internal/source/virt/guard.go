@@ -72,14 +72,14 @@ func Cleanup(ctx context.Context, text json.RawMessage) error {
 		return fmt.Errorf("read what is to be cleaned up: %q is no name of a run", l.Name)
 	}
 	m := &Machine{o: Options{Domain: l.UUID}, virsh: virsh{program: l.Virsh, uri: l.URI}}
-	unlock, err := m.lock(ctx, l.UUID)
+	err := m.lock(ctx, l.UUID)
 	if errors.Is(err, state.ErrBusy) {
 		return nil // a run that lives has taken over, and cleaned up
 	}
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer m.unlock()
 	own := func(other ident.BitmapName) bool { return other == name }
 	if err := m.endJob(ctx, l.UUID, own); err != nil && !says(err, saysNoDomain, saysNoDomain2) {
 		return fmt.Errorf("end the backup job: %w", err)
@@ -177,8 +177,15 @@ const (
 	lockTime = 75 * time.Second
 )
 
-// lock makes sure that this is the only process that makes or ends backup jobs of ours
-// in a domain.
-func (m *Machine) lock(ctx context.Context, uuid string) (unlock func(), err error) {
-	return state.LockName(ctx, "libvirt/"+strings.ToLower(uuid), "domain "+uuid, lockTime)
+// lock makes sure that this is the only process that makes or ends backup jobs of ours in a domain. Each command of virsh
+// has the lock, too: one that goes on after the death of its run is not disturbed.
+func (m *Machine) lock(ctx context.Context, uuid string) error {
+	l, err := state.LockName(ctx, "libvirt/"+strings.ToLower(uuid), "domain "+uuid, lockTime)
+	m.virsh.lock = l
+	return err
+}
+
+func (m *Machine) unlock() {
+	m.virsh.lock.Unlock()
+	m.virsh.lock = nil
 }

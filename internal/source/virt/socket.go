@@ -64,10 +64,8 @@ func ownPlace(dir string, family ident.FamilyID, owner int) (*socketPlace, error
 		return nil, err
 	}
 	p := &socketPlace{path: filepath.Join(folder, socketName), own: folder}
-	if owner >= 0 && owner != os.Geteuid() {
-		if err := os.Chown(folder, owner, -1); err != nil {
-			return nil, errors.Join(unusable(folder, fmt.Errorf("give it to QEMU, which runs as user %d: %w", owner, err), "run as root"), p.remove())
-		}
+	if err := scratch.Give(folder, owner); err != nil {
+		return nil, errors.Join(err, p.remove())
 	}
 	return checked(p)
 }

@@ -14,11 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/qbackup/qbackup/internal/source"
+	"github.com/qbackup/qbackup/internal/state"
 )
 
 // virsh runs libvirt's client, one process for each command.
 type virsh struct {
 	program, uri string
+	lock         *state.NameLock // of the domain, held by each command; nil: not locked
 }
 
 // do runs a command and gives what it prints. files are given to it under the names
@@ -47,6 +49,9 @@ func (v virsh) run(ctx context.Context, args []string, files ...string) (out, co
 		}
 		defer f.Close()
 		c.ExtraFiles = append(c.ExtraFiles, f)
+	}
+	if v.lock != nil {
+		c.ExtraFiles = append(c.ExtraFiles, v.lock.File())
 	}
 	err = c.Run()
 	switch {
