@@ -58,11 +58,15 @@ func (m *machine) look(ctx context.Context) (*look, error) {
 	if l.intents, err = m.list(ctx, format.RunsPrefix(m.name), isIntent); err != nil {
 		return nil, err
 	}
-	if err := m.arbitrate(ctx, l); err != nil {
+	taken, err := m.arbitrate(ctx, l)
+	if err != nil {
 		return nil, err
 	}
 	if l.listed, err = m.listSlots(ctx); err != nil {
 		return nil, err
+	}
+	for _, run := range taken {
+		l.listed[run] = struct{}{}
 	}
 	if err := m.judge(ctx, l); err != nil {
 		return nil, err
@@ -108,46 +112,65 @@ func (m *machine) listSlots(ctx context.Context) (map[ident.RunID]struct{}, erro
 }
 
 // arbitrate decides what runs without a slot are: alive, and then they hold what they build on, or dead for so long that
-// their slot is taken from them.
-func (m *machine) arbitrate(ctx context.Context, l *look) error {
+// their slot is taken from them. It gives the runs whose slot is taken although it was not listed.
+func (m *machine) arbitrate(ctx context.Context, l *look) (taken []ident.RunID, err error) {
 	open := map[ident.RunID]time.Time{}
 	for _, list := range []map[ident.RunID]*stock{l.data, l.intents} {
 		for run, s := range list {
-			if _, taken := l.listed[run]; !taken && !s.newest.Before(open[run]) {
+			if _, listed := l.listed[run]; !listed && !s.newest.Before(open[run]) {
 				open[run] = s.newest
 			}
 		}
 	}
 	for _, run := range slices.SortedFunc(maps.Keys(open), ident.RunID.Compare) {
-		old := m.now.Sub(open[run]) >= format.RunAge
-		if old && m.createOnly {
-			if !slices.Contains(m.report.Aborted, run) {
-				m.report.Aborted = append(m.report.Aborted, run)
-			}
-			if !m.o.DryRun {
-				if err := m.abort(ctx, run); err != nil {
-					return err
-				}
-				continue
-			}
+		state, err := m.state(ctx, run)
+		if err == nil && state == repo.SlotAbsent && m.now.Sub(open[run]) >= format.RunAge {
+			state, err = m.abort(ctx, run)
 		}
-		if err := m.hold(ctx, l, run); err != nil {
-			return err
+		if err == nil && state == repo.SlotAbsent {
+			err = m.hold(ctx, l, run)
+		} else {
+			taken = append(taken, run)
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return taken, nil
 }
 
-// abort takes the slot of a run. Whatever the store answers, the next listing decides: the run may have been quicker.
-func (m *machine) abort(ctx context.Context, run ident.RunID) error {
+// state asks for a slot that was not listed.
+func (m *machine) state(ctx context.Context, run ident.RunID) (repo.SlotState, error) {
+	s, err := m.r.ReadSlot(ctx, m.name, run)
+	if _, was := m.slots[run]; was && err == nil && s.State == repo.SlotAbsent {
+		err = fmt.Errorf("point %s: %w", run, ErrVanished)
+	}
+	return s.State, err
+}
+
+// abort takes the slot of a run, where that can be done. Whatever the store answers, the slot decides: the run may have been
+// quicker.
+func (m *machine) abort(ctx context.Context, run ident.RunID) (repo.SlotState, error) {
+	if !m.createOnly {
+		return repo.SlotAbsent, nil
+	}
+	if !slices.Contains(m.report.Aborted, run) {
+		m.report.Aborted = append(m.report.Aborted, run)
+	}
+	if m.o.DryRun {
+		return repo.SlotAbsent, nil
+	}
 	doc, known, err := m.r.Machine(ctx, m.name)
+	if err == nil && !known {
+		err = fmt.Errorf("abort run %s: the machine's document is missing", run)
+	}
+	if err == nil {
+		err = m.r.AbortRun(ctx, m.name, doc.ID, run, m.o.By)
+	}
 	if err != nil {
-		return err
+		return repo.SlotAbsent, err
 	}
-	if !known {
-		return fmt.Errorf("abort run %s: the machine's document is missing", run)
-	}
-	return m.r.AbortRun(ctx, m.name, doc.ID, run, m.o.By)
+	return m.state(ctx, run)
 }
 
 // hold keeps a run and the points that it builds on. One that has written data and no intent builds on nothing.
@@ -158,6 +181,12 @@ func (m *machine) hold(ctx context.Context, l *look, run ident.RunID) error {
 		return nil
 	}
 	intent, err := m.r.Intent(ctx, m.name, run, s.objects[0].key.Number)
+	if errors.Is(err, store.ErrNotFound) {
+		// The run may have ended meanwhile, and another pruner have been here.
+		if state, ended := m.state(ctx, run); ended == nil && state != repo.SlotAbsent {
+			return nil
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -180,7 +209,8 @@ func (m *machine) judge(ctx context.Context, l *look) error {
 		case err != nil:
 			return err
 		case slot.State == repo.SlotAborted:
-			l.aborted[run] = true
+			// A store that replaces objects may yet get a record there.
+			l.aborted[run] = m.createOnly
 		default:
 			l.living[run] = slot.Record
 			if tomb.Set {

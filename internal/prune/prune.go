@@ -30,7 +30,7 @@ const machinesAtOnce = 4
 const deleteBatch = 1000
 
 // ErrVanished: a point was there at the first look and not at the second, and nobody has forgotten it.
-var ErrVanished = errors.New("a point has vanished without having been forgotten")
+var ErrVanished = errors.New("it has vanished without having been forgotten; nothing was deleted, see what else writes to the store")
 
 // ErrSomeFailed: some machines could not be looked at; nothing of theirs was deleted.
 var ErrSomeFailed = errors.New("not everything could be pruned")
@@ -149,8 +149,8 @@ func (m *machine) twice(ctx context.Context) error {
 		return fmt.Errorf("machine %s, at the second look: %w", m.name, err)
 	}
 	for run := range first.living {
-		if _, there := second.listed[run]; !there {
-			return fmt.Errorf("machine %s, point %s: %w; the store's listing cannot be relied on, nothing was deleted", m.name, run, ErrVanished)
+		if second.living[run] == nil && !second.gone[run] {
+			return fmt.Errorf("machine %s, point %s: %w", m.name, run, ErrVanished)
 		}
 	}
 	m.count(second)

@@ -32,17 +32,27 @@ type World struct {
 	Points map[ident.RunID]map[string][]byte // by disk
 
 	t        testing.TB
-	random   *rand.ChaCha8
 	machines map[ident.MachineName]format.Machine
+	nature   *nature
+}
 
-	mu  sync.Mutex
-	now time.Time
+// nature is what worlds share: time and chance.
+type nature struct {
+	mu     sync.Mutex
+	now    time.Time
+	random *rand.ChaCha8
+}
+
+func (n *nature) Read(p []byte) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.random.Read(p)
 }
 
 // New makes a repository with fixed ids and times.
 func New(t testing.TB) *World {
 	w := &World{
-		t: t, random: rand.NewChaCha8([32]byte{1}), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		t: t, nature: &nature{random: rand.NewChaCha8([32]byte{1}), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
 		machines: map[ident.MachineName]format.Machine{}, Points: map[ident.RunID]map[string][]byte{},
 	}
 	w.Mem = mem.NewWithClock(func() time.Time { return w.Pass(0) })
@@ -55,7 +65,7 @@ func New(t testing.TB) *World {
 }
 
 // Options are those of every opening of the repository.
-func (w *World) Options() repo.Options { return repo.Options{Clock: w.Clock, Random: w.random} }
+func (w *World) Options() repo.Options { return repo.Options{Clock: w.Clock, Random: w.nature} }
 
 // Clock goes on by a second with each look.
 func (w *World) Clock() time.Time {
@@ -64,10 +74,20 @@ func (w *World) Clock() time.Time {
 
 // Pass lets time go by, and tells what it is then.
 func (w *World) Pass(d time.Duration) time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.now = w.now.Add(d)
-	return w.now
+	w.nature.mu.Lock()
+	defer w.nature.mu.Unlock()
+	w.nature.now = w.nature.now.Add(d)
+	return w.nature.now
+}
+
+// Through gives the same world, which does everything through a store that passes calls on to Mem.
+func (w *World) Through(s store.Store) *World {
+	w.t.Helper()
+	r, err := repo.Open(context.Background(), s, w.Options())
+	if err != nil {
+		w.t.Fatalf("open: %v", err)
+	}
+	return &World{Mem: w.Mem, Repo: r, Points: w.Points, t: w.t, machines: w.machines, nature: w.nature}
 }
 
 // Open opens the repository anew, with empty caches.
@@ -86,7 +106,7 @@ func (w *World) Machine(name ident.MachineName) format.Machine {
 	if m, ok := w.machines[name]; ok {
 		return m
 	}
-	id, err := ident.NewMachineID(w.random)
+	id, err := ident.NewMachineID(w.nature)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -149,26 +169,47 @@ type Attempt struct {
 // Begin starts a run on a point, or on none.
 func (w *World) Begin(machine ident.MachineName, base ident.RunID) *Attempt {
 	w.t.Helper()
-	ctx := context.Background()
-	m := w.Machine(machine)
-	a := &Attempt{World: w, disks: map[string][]byte{}}
-	spec := repo.IntentSpec{Machine: machine, MachineID: m.ID, Host: "host1", BootID: "boot1", Tool: "test"}
-	var err error
-	if !base.IsZero() {
-		if a.Base, err = w.Repo.OpenPoint(ctx, machine, base); err != nil {
-			w.t.Fatal(err)
-		}
-		spec.Bases = []format.Base{{Disk: "root", Run: base}}
-	}
-	if a.Run, err = w.Repo.Begin(ctx, spec); err != nil {
+	a, err := w.TryBegin(machine, base)
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	return a
 }
 
+// TryBegin is Begin for a run that may fail.
+func (w *World) TryBegin(machine ident.MachineName, base ident.RunID) (a *Attempt, err error) {
+	ctx := context.Background()
+	a = &Attempt{World: w, disks: map[string][]byte{}}
+	spec := repo.IntentSpec{Machine: machine, MachineID: w.Machine(machine).ID, Host: "host1", BootID: "boot1", Tool: "test"}
+	if !base.IsZero() {
+		if a.Base, err = w.Repo.OpenPoint(ctx, machine, base); err != nil {
+			return nil, err
+		}
+		spec.Bases = []format.Base{{Disk: "root", Run: base}}
+	}
+	a.Run, err = w.Repo.Begin(ctx, spec)
+	return a, err
+}
+
 // Upload stores the disks in packs of at most three frames and seals the run.
 func (a *Attempt) Upload(disks ...DiskSpec) {
 	a.t.Helper()
+	if err := a.TryUpload(disks...); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// TryUpload is Upload for a run that may fail.
+func (a *Attempt) TryUpload(disks ...DiskSpec) (err error) {
+	defer func() {
+		switch f := recover().(type) {
+		case nil:
+		case failure:
+			err = f.error
+		default:
+			panic(f)
+		}
+	}()
 	ctx := context.Background()
 	a.Record = &format.Record{Time: a.Clock(), Started: a.Pass(0), Consistency: format.ConsistencyOffline, Host: "host1", Tool: "test"}
 	for i, d := range disks {
@@ -185,14 +226,21 @@ func (a *Attempt) Upload(disks ...DiskSpec) {
 	if a.Base != nil {
 		deps = a.Base.Dependencies()
 	}
-	if _, err := a.Run.Seal(ctx, deps); err != nil {
-		a.t.Fatal(err)
+	_, err = a.Run.Seal(ctx, deps)
+	return err
+}
+
+// failure is thrown by the parts of an upload.
+type failure struct{ error }
+
+func must(err error) {
+	if err != nil {
+		panic(failure{err})
 	}
 }
 
 // Disk stores the changes of a disk and gives its map.
 func (a *Attempt) Disk(ctx context.Context, ordinal int, d DiskSpec) format.MapRoot {
-	a.t.Helper()
 	content := make([]byte, d.SizeBytes)
 	a.disks[d.Name] = content
 	var root *format.MapRoot
@@ -203,9 +251,7 @@ func (a *Attempt) Disk(ctx context.Context, ordinal int, d DiskSpec) format.MapR
 		copy(content, a.Points[a.Base.Record().Run][d.Name])
 	}
 	b, err := blockmap.NewBuilder(root, baseBlocks, format.Blocks(d.SizeBytes, Block), a.Repo.Nodes(a.Run.Identity().Machine), a.Run.Sink())
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must(err)
 	for _, c := range d.Changes {
 		for block := c.First; block < c.First+c.Count; {
 			n := min(c.First+c.Count-block, 4-block%4)
@@ -214,15 +260,12 @@ func (a *Attempt) Disk(ctx context.Context, ordinal int, d DiskSpec) format.MapR
 		}
 	}
 	out, err := b.Finish(ctx)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must(err)
 	return out
 }
 
 // Frame stores neighbouring blocks.
 func (a *Attempt) Frame(ctx context.Context, b *blockmap.Builder, ordinal int, disk []byte, block, n int64, seed uint64) {
-	a.t.Helper()
 	var raw []byte
 	f := format.Frame{Disk: uint16(ordinal), FirstBlock: block}
 	for i := range n {
@@ -250,9 +293,7 @@ func (a *Attempt) Frame(ctx context.Context, b *blockmap.Builder, ordinal int, d
 	if err == nil {
 		err = b.Set(ctx, span)
 	}
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must(err)
 	if a.frames++; a.frames == 3 {
 		a.Flush(ctx)
 	}
@@ -260,7 +301,6 @@ func (a *Attempt) Frame(ctx context.Context, b *blockmap.Builder, ordinal int, d
 
 // Flush stores the pack that was begun.
 func (a *Attempt) Flush(ctx context.Context) {
-	a.t.Helper()
 	if a.pack == nil {
 		return
 	}
@@ -268,9 +308,7 @@ func (a *Attempt) Flush(ctx context.Context) {
 	if err == nil {
 		err = a.Run.PutPack(ctx, p)
 	}
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must(err)
 	a.pack, a.frames = nil, 0
 	a.seq++
 }
@@ -278,11 +316,16 @@ func (a *Attempt) Flush(ctx context.Context) {
 // Publish makes the run a point.
 func (a *Attempt) Publish() ident.RunID {
 	a.t.Helper()
-	if err := a.Run.Publish(context.Background(), a.Record); err != nil {
+	if err := a.TryPublish(); err != nil {
 		a.t.Fatal(err)
 	}
-	a.Points[a.Run.ID()] = a.disks
 	return a.Run.ID()
+}
+
+// TryPublish is Publish for a run that may fail.
+func (a *Attempt) TryPublish() error {
+	a.Points[a.Run.ID()] = a.disks // whatever the answer is, it may be a point
+	return a.Run.Publish(context.Background(), a.Record)
 }
 
 // Backup makes a point.
