@@ -35,6 +35,11 @@ func (d *decoder) check(c *Config, checks Checks) {
 	d.absolute("scratch_dir", c.ScratchDir)
 	d.settings("defaults", c.Defaults, checks)
 	d.machines(c.Machines, checks)
+	if c.Prune.Schedule != PruneOff {
+		if err := run(checks.Schedule, c.Prune.Schedule); err != nil {
+			d.faultAt("prune.schedule", "%v", err)
+		}
+	}
 	d.metrics(c.Metrics)
 	d.timetable("limits.upload", c.Limits.Upload)
 }

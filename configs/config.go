@@ -10,6 +10,7 @@ type Config struct {
 	Defaults    Settings    `yaml:"defaults" doc:"what holds for every machine that does not say otherwise"`
 	Machines    []Machine   `yaml:"machines" doc:"the machines to back up"`
 	Limits      Limits      `yaml:"limits" doc:"what all backups of this host may use together"`
+	Prune       Prune       `yaml:"prune" doc:"when data that no restore point needs any more is deleted from the store"`
 	Metrics     Metrics     `yaml:"metrics" doc:"how Prometheus gets at the metrics"`
 }
 
@@ -30,6 +31,23 @@ type Settings struct {
 	FreezeBudget Duration `yaml:"freeze_budget" doc:"how long they may be frozen at most"`
 	Hooks        Hooks    `yaml:"hooks" doc:"programs to run around a backup"`
 	AllowDirs    []string `yaml:"allow_dirs" doc:"folders in which backing and data files of images may lie"`
+	Keep         Keep     `yaml:"keep" doc:"which restore points stay, applied after each backup; without it, all"`
+}
+
+// Keep says which restore points stay: each line keeps some, and what no line keeps is forgotten.
+type Keep struct {
+	Last    Count    `yaml:"last" doc:"this many of the newest"`
+	Hourly  Count    `yaml:"hourly" doc:"one for each of the newest so many hours that have any"`
+	Daily   Count    `yaml:"daily" doc:"one for each of so many days"`
+	Weekly  Count    `yaml:"weekly" doc:"one for each of so many weeks"`
+	Monthly Count    `yaml:"monthly" doc:"one for each of so many months"`
+	Yearly  Count    `yaml:"yearly" doc:"one for each of so many years"`
+	Within  Duration `yaml:"within" doc:"all that are at most so much older than the newest"`
+}
+
+// Prune says when data is deleted.
+type Prune struct {
+	Schedule string `yaml:"schedule" doc:"a cron expression or @daily, @weekly, ...; off: never by this host"`
 }
 
 // Hooks are programs that are run around a backup, by their paths.
@@ -89,6 +107,8 @@ const (
 	DefaultListen = "127.0.0.1:9842"
 	// ListenOff is said where no metrics are to be served.
 	ListenOff = "off"
+	// PruneOff is said where this host is not to delete anything.
+	PruneOff = "off"
 )
 
 // start is what holds before a file is read.
@@ -96,6 +116,7 @@ func start() *Config {
 	return &Config{
 		Defaults: Settings{Freeze: FreezeTry},
 		Limits:   Limits{Parallel: 2},
+		Prune:    Prune{Schedule: "@weekly"},
 		Metrics:  Metrics{Listen: DefaultListen},
 	}
 }

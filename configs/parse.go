@@ -139,9 +139,12 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 	}
 	d.list(machines, "machines", func(item *yaml.Node, at string) {
 		m := Machine{Settings: c.Defaults}
-		// Who says his own hooks does not get others added to them.
+		// Who says his own hooks, or what he keeps, does not get others added to them.
 		if has(item, "hooks") {
 			m.Hooks = Hooks{}
+		}
+		if has(item, "keep") {
+			m.Keep = Keep{}
 		}
 		d.structure(item, at, &m)
 		c.Machines = append(c.Machines, m)

@@ -51,6 +51,13 @@ var (
 
 var errDuration = errors.New("not a duration; write it as 90s, 15m, 26h, 7d or 4w")
 
+// ParseDuration reads a duration as a file has it.
+func ParseDuration(text string) (time.Duration, error) {
+	var d Duration
+	err := d.parse(text)
+	return time.Duration(d), err
+}
+
 func (d *Duration) parse(text string) error {
 	days := time.Duration(0)
 	switch {

@@ -126,6 +126,8 @@ func (b *backend) Machines(ctx context.Context) []service.Machine {
 	}
 	if len(scheduled) == 0 {
 		problems = append(problems, &fleet.Problem{Entry: "machines", Err: errors.New("none has a schedule; say schedule in defaults, or use qbackup run")})
+	} else if s := b.pruneSchedule(); s != nil {
+		scheduled = append(scheduled, service.Machine{Name: pruneName, Schedule: s, Jitter: pruneJitter})
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -155,6 +157,10 @@ func (b *backend) now() (*fleet.Fleet, []fleet.Machine) {
 // LastStart implements service.Backend.
 func (b *backend) LastStart(name string) (time.Time, bool) {
 	f, _ := b.now()
+	if name == pruneName {
+		past := f.Results().Overall().Prune
+		return past.Scheduled, past.Unfinished()
+	}
 	r := f.Results().Machine(ident.MachineName(name))
 	return r.Scheduled, r.Unfinished()
 }
@@ -162,12 +168,19 @@ func (b *backend) LastStart(name string) (time.Time, bool) {
 // Start implements service.Backend.
 func (b *backend) Start(name string, at time.Time) error {
 	f, _ := b.now()
+	if name == pruneName {
+		return pruneBegun(f, at)
+	}
 	return f.Results().Update(ident.MachineName(name), func(r *state.Result) { r.Scheduled = at })
 }
 
 // Run implements service.Backend.
 func (b *backend) Run(ctx context.Context, name string) {
 	f, machines := b.now()
+	if name == pruneName {
+		b.prune(ctx, f, machines)
+		return
+	}
 	i := slices.IndexFunc(machines, func(m fleet.Machine) bool { return string(m.Name) == name })
 	if i < 0 {
 		return // it left the configuration in this moment
@@ -190,6 +203,23 @@ func (b *backend) Run(ctx context.Context, name string) {
 	b.writeMetrics(b.local, machines, len(b.problemsTold()))
 }
 
+// prune deletes what nothing needs.
+func (b *backend) prune(ctx context.Context, f *fleet.Fleet, machines []fleet.Machine) {
+	began := time.Now()
+	b.log.Info("prune begins")
+	err := b.pruneMachines(ctx, f, machines)
+	o := f.Results().Overall().Prune
+	fields := []any{"duration_seconds", time.Since(began).Seconds(), "objects_total", o.Objects, "bytes_total", o.Bytes}
+	if err != nil {
+		b.log.Error("prune ended", append(fields, "class", exitClass(err), "error", err.Error())...)
+	} else {
+		b.log.Info("prune ended", fields...)
+	}
+	b.keepStoreCounters(f.Results())
+	_, machines = b.now()
+	b.writeMetrics(b.local, machines, len(b.problemsTold()))
+}
+
 func (b *backend) problemsTold() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -198,6 +228,9 @@ func (b *backend) problemsTold() []string {
 
 // Progress implements service.Backend.
 func (b *backend) Progress(name string) uint64 {
+	if name == pruneName {
+		return countersOf(b.storeStats).Sum()
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if r, ok := b.running[name]; ok {

@@ -14,6 +14,7 @@ import (
 	"github.com/qbackup/qbackup/configs"
 	"github.com/qbackup/qbackup/internal/fleet"
 	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/retention"
 	"github.com/qbackup/qbackup/internal/schedule"
 	"github.com/qbackup/qbackup/internal/store/limit"
 	"github.com/qbackup/qbackup/internal/store/location"
@@ -150,6 +151,7 @@ func entries(c *configs.Config) []fleet.Entry {
 			Policy: fleet.Policy{
 				Schedule: m.Schedule, Jitter: time.Duration(m.Jitter), Objective: time.Duration(m.Objective),
 				Hooks: fleet.Hooks{Before: m.Hooks.Before, After: m.Hooks.After, Timeout: time.Duration(m.Hooks.Timeout)},
+				Keep:  policyOf(m.Keep),
 			},
 		}
 		if isPattern(m.Libvirt) {
@@ -158,6 +160,13 @@ func entries(c *configs.Config) []fleet.Entry {
 		list = append(list, e)
 	}
 	return list
+}
+
+func policyOf(k configs.Keep) retention.Policy {
+	return retention.Policy{
+		Last: int(k.Last), Hourly: int(k.Hourly), Daily: int(k.Daily), Weekly: int(k.Weekly), Monthly: int(k.Monthly), Yearly: int(k.Yearly),
+		Within: time.Duration(k.Within),
+	}
 }
 
 // machines finds the machines of the configuration, and what is wrong with it.

@@ -43,6 +43,13 @@ func (p *program) note(format string, args ...any) {
 	fmt.Fprintf(p.stderr, p.priority(priorityNotice)+"qbackup: "+format+"\n", args...)
 }
 
+// verbosely prints a remark that only those want who asked for more.
+func (p *program) verbosely(format string, args ...any) {
+	if p.verbose > 0 {
+		p.note(format, args...)
+	}
+}
+
 // reportError prints what ended the program, once.
 func (p *program) reportError(err error, code int) {
 	if code == exitInterrupted {

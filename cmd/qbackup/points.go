@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,18 +19,22 @@ import (
 
 func (p *program) pointsCommand() *cobra.Command {
 	var machine string
+	var forgotten bool
 	c := &cobra.Command{
 		Use:     "points",
 		Aliases: []string{"list", "snapshots"},
 		Short:   "List restore points",
 		Long: `List restore points, the oldest first. Times are local. STORED is what the point added to the repository; every
-point is complete, whatever it added. A disk that a point could not take is called MISSING.`,
+point is complete, whatever it added. A disk that a point could not take is called MISSING.
+
+With --forgotten, those are listed that were forgotten and can still be brought back, or whose data was not yet deleted.`,
 		Example: `  qbackup points
   qbackup points --machine web1 --json`,
 		Args: arguments(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error { return p.points(c.Context(), machine) },
+		RunE: func(c *cobra.Command, _ []string) error { return p.points(c.Context(), machine, forgotten) },
 	}
 	c.Flags().StringVar(&machine, "machine", "", "one machine; default: all")
+	c.Flags().BoolVar(&forgotten, "forgotten", false, "list forgotten points instead")
 	return c
 }
 
@@ -41,6 +46,8 @@ type listedPoint struct {
 	Complete    bool              `json:"complete"` // false: a disk is missing
 	Consistency string            `json:"consistency,omitempty"`
 	Host        string            `json:"host,omitempty"`
+	Pinned      bool              `json:"pinned"`
+	BackUntil   *time.Time        `json:"back_until,omitempty"` // of a forgotten one: when it can be brought back at the latest
 	Disks       []listedDisk      `json:"disks"`
 	Error       string            `json:"error,omitempty"` // why the record cannot be read
 }
@@ -54,7 +61,7 @@ type listedDisk struct {
 	Stored    int64  `json:"stored_bytes"`
 }
 
-func (p *program) points(ctx context.Context, machine string) error {
+func (p *program) points(ctx context.Context, machine string, forgotten bool) error {
 	repository, err := p.openRepository(ctx)
 	if err != nil {
 		return err
@@ -65,18 +72,40 @@ func (p *program) points(ctx context.Context, machine string) error {
 	}
 	list := []listedPoint{}
 	for _, m := range machines {
-		points, err := repository.Points(ctx, m)
+		some, err := listPoints(ctx, repository, m, forgotten)
 		if err != nil {
 			return err
 		}
-		for _, info := range points {
-			list = append(list, listPoint(m, info))
-		}
+		list = append(list, some...)
 	}
 	if p.json {
 		return p.printJSON(list)
 	}
 	return p.printPoints(list)
+}
+
+// listPoints lists the points of a machine that stand, or those that are forgotten.
+func listPoints(ctx context.Context, repository *repo.Repository, m ident.MachineName, forgotten bool) (list []listedPoint, err error) {
+	if forgotten {
+		points, err := repository.ForgottenPoints(ctx, m)
+		for _, f := range points {
+			p, until := listPoint(m, f.PointInfo), backUntil(f.Since)
+			p.BackUntil = &until
+			list = append(list, p)
+		}
+		return list, err
+	}
+	points, err := repository.Points(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	pinned, err := repository.Pinned(ctx, m)
+	for _, info := range points {
+		p := listPoint(m, info)
+		p.Pinned = slices.Contains(pinned, info.Run)
+		list = append(list, p)
+	}
+	return list, err
 }
 
 func chosenMachines(ctx context.Context, repository *repo.Repository, flag string) ([]ident.MachineName, error) {
@@ -163,9 +192,22 @@ func (p *program) printPoints(list []listedPoint) error {
 			total += d.SizeBytes
 			stored += d.Stored
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", point.Machine, point.Point, localTime(point.Time), strings.Join(names, ", "), size(total), size(stored))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", point.Machine, point.Point, localTime(point.Time), strings.Join(names, ", "), size(total), size(stored), point.remark())
 	}
 	return w.Flush()
+}
+
+// remark is what else is to be known of a point.
+func (p listedPoint) remark() string {
+	switch {
+	case p.Pinned:
+		return "pinned"
+	case p.BackUntil == nil:
+		return ""
+	case time.Now().Before(*p.BackUntil):
+		return "can be brought back until " + localTime(*p.BackUntil)
+	}
+	return "cannot be brought back"
 }
 
 func localTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }

@@ -85,6 +85,7 @@ points in a folder or an S3 bucket, and then empties the bitmaps, safely at ever
 	})
 	root.AddCommand(
 		p.initCommand(), p.backupCommand(), p.runCommand(), p.agentCommand(), p.statusCommand(), p.pointsCommand(), p.restoreCommand(), p.verifyCommand(),
+		p.forgetCommand(), p.unforgetCommand(), p.pinCommand(), p.unpinCommand(), p.pruneCommand(),
 		p.bitmapCommand(), p.configCommand(), p.thawCommand(), p.demoCommand(), p.versionCommand(), p.guardCommand(), p.manCommand(),
 	)
 	return root

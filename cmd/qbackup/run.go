@@ -89,7 +89,11 @@ func (p *program) run(ctx context.Context, names []string, dryRun bool) error {
 		return p.reportDue(machines, problems)
 	}
 	defer p.writeMetrics(local, all, len(problems))
-	return p.runMachines(ctx, f, machines, problems, scheduled)
+	err = p.runMachines(ctx, f, machines, problems, scheduled)
+	if scheduled {
+		err = errors.Join(err, p.pruneDue(ctx, f, all))
+	}
+	return err
 }
 
 // reportDue says which machines are due.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -49,6 +50,9 @@ func New(o Options) *Fleet {
 	}
 	if o.Agent.Clock == nil {
 		o.Agent.Clock = time.Now
+	}
+	if o.Agent.Host == "" {
+		o.Agent.Host, _ = os.Hostname() // without one documents say less
 	}
 	return &Fleet{o: o, results: o.State.Results(o.Place)}
 }
@@ -150,7 +154,11 @@ func (f *Fleet) backup(ctx context.Context, m Machine, stats *agent.Stats) (s ag
 	}
 	o := f.o.Agent
 	o.Stats = stats
-	return agent.Backup(ctx, agent.Job{
+	s, err = agent.Backup(ctx, agent.Job{
 		Machine: m.Name, Repository: repository, State: f.o.State.Repository(repository.ID()), Open: t.Open,
 	}, o)
+	if !s.Point.IsZero() {
+		f.keep(ctx, repository, m)
+	}
+	return s, err
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/retention"
 	"github.com/qbackup/qbackup/internal/source/virt"
 	"github.com/qbackup/qbackup/internal/target"
 )
@@ -30,6 +31,8 @@ type Policy struct {
 	// Objective is how old the newest point may be; 0: nobody said.
 	Objective time.Duration
 	Hooks     Hooks
+	// Keep says which points stay after a backup; empty: all.
+	Keep retention.Policy
 }
 
 // Entry is what a configuration says: one machine, or a rule that finds several.

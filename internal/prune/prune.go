@@ -35,6 +35,15 @@ var ErrVanished = errors.New("it has vanished without having been forgotten; not
 // ErrSomeFailed: some machines could not be looked at; nothing of theirs was deleted.
 var ErrSomeFailed = errors.New("not everything could be pruned")
 
+// someFailed is ErrSomeFailed with the reasons.
+type someFailed []error
+
+// Error says no reason: they were reported machine by machine.
+func (someFailed) Error() string { return ErrSomeFailed.Error() }
+
+// Unwrap finds ErrSomeFailed and the reasons.
+func (e someFailed) Unwrap() []error { return append([]error{ErrSomeFailed}, e...) }
+
 // Victim is an object that is deleted.
 type Victim struct {
 	Key   string `json:"key"`
@@ -45,10 +54,12 @@ type Victim struct {
 // MachineReport is what became of one machine.
 type MachineReport struct {
 	Machine   ident.MachineName
-	Points    int           // that stand
-	Forgotten int           // that can still be brought back
-	Held      []ident.RunID // without a slot: under way, or dead for less than format.RunAge
-	Aborted   []ident.RunID // whose slot was taken now, or would be
+	Points    int // that stand
+	Forgotten int // that can still be brought back
+	// Oldest and Newest are the points in time of those that stand.
+	Oldest, Newest time.Time
+	Held           []ident.RunID // without a slot: under way, or dead for less than format.RunAge
+	Aborted        []ident.RunID // whose slot was taken now, or would be
 	// StoredBytes and StoredObjects are what the machine's data takes afterwards.
 	StoredBytes   int64
 	StoredObjects int
@@ -66,7 +77,7 @@ func (m MachineReport) Bytes() (n int64) {
 }
 
 // Run looks at machines and deletes what nothing needs. A machine that cannot be looked at is left alone, and reported with
-// its error; the error of Run is then ErrSomeFailed.
+// its error; the error of Run is then ErrSomeFailed and what these are.
 func Run(ctx context.Context, r *repo.Repository, o Options) ([]MachineReport, error) {
 	if d := r.Descriptor(); d.CheckWrite() != nil {
 		return nil, fmt.Errorf("%w: %w; use a newer qbackup", repo.ErrFormat, d.CheckWrite())
@@ -98,18 +109,20 @@ func Run(ctx context.Context, r *repo.Repository, o Options) ([]MachineReport, e
 		}
 		_ = group.Wait() // no function fails
 	}()
-	failed := false
+	var failed someFailed
 	for report := range ended {
-		failed = failed || report.Err != nil
+		if report.Err != nil {
+			failed = append(failed, report.Err)
+		}
 		if o.Ended != nil {
 			o.Ended(report)
 		}
 	}
 	if err := errors.Join(ctx.Err(), r.Store().Delete(context.WithoutCancel(ctx), []string{clock})); err != nil {
-		return reports, err
+		return reports, errors.Join(err, errors.Join(failed...))
 	}
-	if failed {
-		return reports, ErrSomeFailed
+	if len(failed) > 0 {
+		return reports, failed
 	}
 	return reports, nil
 }
@@ -161,6 +174,18 @@ func (m *machine) twice(ctx context.Context) error {
 func (m *machine) count(l *look) {
 	r := &m.report
 	r.Points, r.Forgotten, r.Held = len(l.living)-l.hidden, l.hidden, l.held
+	r.Oldest, r.Newest = time.Time{}, time.Time{}
+	for run, record := range l.living {
+		if l.tombs[run].Set {
+			continue
+		}
+		if r.Oldest.IsZero() || record.Time.Before(r.Oldest) {
+			r.Oldest = record.Time
+		}
+		if record.Time.After(r.Newest) {
+			r.Newest = record.Time
+		}
+	}
 	r.StoredBytes, r.StoredObjects = 0, 0
 	for _, d := range l.data {
 		for _, o := range d.objects {

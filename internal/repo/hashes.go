@@ -114,6 +114,20 @@ func (s *PackSet) Has(run ident.RunID, seq uint32) bool {
 // Empty reports whether nothing is in the set.
 func (s *PackSet) Empty() bool { return s == nil || len(s.packs)+len(s.runs)+len(s.maps) == 0 }
 
+// Touches reports whether anything of a run is in the set.
+func (s *PackSet) Touches(run ident.RunID) bool {
+	if s.Empty() {
+		return false
+	}
+	for p := range s.packs {
+		if p.run == run {
+			return true
+		}
+	}
+	_, all := s.runs[run]
+	return all || s.HasMaps(run)
+}
+
 // HasMaps reports whether map nodes of a run cannot be read. Which ones shows when a map is walked.
 func (s *PackSet) HasMaps(run ident.RunID) bool {
 	if s == nil {

@@ -56,6 +56,37 @@ func (r *Repository) Points(ctx context.Context, machine ident.MachineName) ([]P
 	return points, nil
 }
 
+// ForgottenPoint is a point that was forgotten.
+type ForgottenPoint struct {
+	PointInfo
+	Since time.Time // by the clock of the store
+}
+
+// ForgottenPoints lists the points of a machine that are forgotten, by ascending time. The data of some may be gone.
+func (r *Repository) ForgottenPoints(ctx context.Context, machine ident.MachineName) ([]ForgottenPoint, error) {
+	tombs, err := r.Tombstones(ctx, machine)
+	if err != nil {
+		return nil, err
+	}
+	var points []ForgottenPoint
+	for run, tomb := range tombs {
+		if !tomb.Set {
+			continue
+		}
+		p := ForgottenPoint{PointInfo{Run: run}, tomb.Since}
+		if err := r.readPoint(ctx, machine, &p.PointInfo); err != nil {
+			return nil, err
+		}
+		if p.Record != nil || p.Err != nil {
+			points = append(points, p)
+		}
+	}
+	slices.SortFunc(points, func(a, b ForgottenPoint) int {
+		return cmp.Or(a.Time().Compare(b.Time()), a.Run.Compare(b.Run))
+	})
+	return points, nil
+}
+
 // readPoint fills in what a slot holds. An abort leaves neither a record nor an error.
 func (r *Repository) readPoint(ctx context.Context, machine ident.MachineName, p *PointInfo) error {
 	s, err := r.ReadSlot(ctx, machine, p.Run)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/qbackup/qbackup/internal/ident"
@@ -83,7 +84,7 @@ func (d *decider) rules(policy Policy) {
 			d.keep(i, "last %d", kept)
 		}
 		if policy.Within > 0 && !p.at().Before(d.all[0].at().Add(-policy.Within)) {
-			d.keep(i, "within %s", policy.Within)
+			d.keep(i, "within %s", hours(policy.Within))
 		}
 	}
 	for _, p := range policy.periods() {
@@ -121,7 +122,7 @@ func (d *decider) guards() {
 		case p.Unreadable:
 			d.keep(i, "its record cannot be read")
 		case age < MinimumAge:
-			d.keep(i, "younger than %s", MinimumAge)
+			d.keep(i, "younger than %s", hours(MinimumAge))
 		}
 		if p.Unreadable {
 			continue
@@ -137,4 +138,9 @@ func (d *decider) guards() {
 			sound[disk] = sound[disk] || !p.Damaged
 		}
 	}
+}
+
+// hours writes a length of time without the zeros that nobody means.
+func hours(d time.Duration) string {
+	return strings.TrimSuffix(strings.TrimSuffix(d.String(), "0s"), "0m")
 }

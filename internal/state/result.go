@@ -37,6 +37,8 @@ type Result struct {
 	Disks    []DiskResult `json:"disks,omitempty"`
 	Counters Counters     `json:"counters"`
 	Verified Verified     `json:"verified,omitzero"`
+	// Kept is what the repository held of the machine when its points were looked at last.
+	Kept Kept `json:"kept,omitzero"`
 }
 
 // Unfinished tells whether what was begun because it was due did not come to its end, or
@@ -109,6 +111,34 @@ type Verified struct {
 	DamagedPoints  int       `json:"damaged_points"`
 }
 
+// Kept is what the repository holds of a machine.
+type Kept struct {
+	Time      time.Time `json:"time,omitzero"` // of the look at its points
+	Points    int       `json:"points"`
+	Oldest    time.Time `json:"oldest,omitzero"` // the points in time
+	Newest    time.Time `json:"newest,omitzero"`
+	Forgotten uint64    `json:"forgotten"` // points, by this host's policy, ever
+	// Error is why the policy could not be applied.
+	Error string `json:"error,omitempty"`
+	// StoredBytes are those of the machine's data after the last prune, of PrunedAt.
+	StoredBytes int64     `json:"stored_bytes"`
+	PrunedAt    time.Time `json:"pruned_at,omitzero"`
+}
+
+// Prune is the last time that this host deleted what nothing needs.
+type Prune struct {
+	Scheduled time.Time `json:"scheduled,omitzero"` // when it was last begun because it was due
+	End       time.Time `json:"end,omitzero"`
+	Error     string    `json:"error,omitempty"`
+	// Objects and Bytes were deleted by all prunes of this host, RunsAborted their slots.
+	Objects     uint64 `json:"objects"`
+	Bytes       uint64 `json:"bytes"`
+	RunsAborted uint64 `json:"runs_aborted"`
+}
+
+// Unfinished tells whether a prune that was begun because it was due did not end.
+func (p Prune) Unfinished() bool { return p.End.Before(p.Scheduled) }
+
 // StoreCounters count what was asked of a repository's store by all runs of this host.
 // They only grow.
 type StoreCounters struct {
@@ -119,9 +149,18 @@ type StoreCounters struct {
 	BytesReceived uint64            `json:"bytes_received"`
 }
 
+// Sum is how many requests there were.
+func (c StoreCounters) Sum() (n uint64) {
+	for _, m := range c.Requests {
+		n += m
+	}
+	return n
+}
+
 // Overall is what this host knows of a repository as a whole.
 type Overall struct {
 	// Repository is the id of the repository that was found at this place last, in hex.
 	Repository string        `json:"repository,omitempty"`
 	Store      StoreCounters `json:"store"`
+	Prune      Prune         `json:"prune,omitzero"`
 }

@@ -1,0 +1,99 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/qbackup/qbackup/internal/ident"
+	"github.com/qbackup/qbackup/internal/prune"
+	"github.com/qbackup/qbackup/internal/repo"
+	"github.com/qbackup/qbackup/internal/state"
+)
+
+// by is who forgets and aborts, in the documents that say so.
+const by = "qbackup"
+
+// keep forgets the points that the machine's policy does not keep, and remembers how many there are. That it cannot is no
+// failure of the backup before it.
+func (f *Fleet) keep(ctx context.Context, repository *repo.Repository, m Machine) {
+	if m.Keep.Empty() {
+		return
+	}
+	decisions, err := prune.Decide(ctx, repository, m.Name, m.Keep, time.Local)
+	forgotten := 0
+	if err == nil {
+		forgotten, err = prune.Forget(ctx, repository, m.Name, decisions, by, f.o.Agent.Host)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		err = fmt.Errorf("points of %s that the policy does not keep stay: %w", m.Name, err)
+		f.o.Note(err.Error())
+	}
+	note := f.results.Update(m.Name, func(r *state.Result) {
+		k := &r.Kept
+		k.Time, k.Error, k.Forgotten = f.o.Agent.Clock().UTC(), text(err), k.Forgotten+uint64(forgotten)
+		if len(decisions) == 0 {
+			return
+		}
+		k.Points = 0
+		for _, d := range decisions {
+			if !d.Keep && err == nil {
+				continue
+			}
+			if k.Points++; k.Points == 1 {
+				k.Oldest = d.Time
+			}
+			k.Newest = d.Time
+		}
+	})
+	if note != nil {
+		f.o.Note(note.Error())
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// Prune deletes what no point of these machines needs, and remembers what that came to.
+func (f *Fleet) Prune(ctx context.Context, machines []ident.MachineName, ended func(prune.MachineReport)) error {
+	repository, err := f.Repository(ctx)
+	var reports []prune.MachineReport
+	if err == nil {
+		reports, err = prune.Run(ctx, repository, prune.Options{Machines: machines, By: by, Ended: ended})
+	}
+	var objects, bytes, aborted uint64
+	for _, r := range reports {
+		if r.Deleted {
+			objects += uint64(len(r.Victims))
+			bytes += uint64(r.Bytes())
+		}
+		aborted += uint64(len(r.Aborted))
+		if r.Err == nil && r.Machine != "" {
+			err = errors.Join(err, f.rememberKept(r))
+		}
+	}
+	return errors.Join(err, f.results.UpdateOverall(func(o *state.Overall) {
+		p := &o.Prune
+		p.End, p.Error = f.o.Agent.Clock().UTC(), text(err)
+		p.Objects, p.Bytes, p.RunsAborted = p.Objects+objects, p.Bytes+bytes, p.RunsAborted+aborted
+	}))
+}
+
+func (f *Fleet) rememberKept(r prune.MachineReport) error {
+	if f.results.Machine(r.Machine).Attempt.Status == state.StatusNone {
+		return nil // another host's
+	}
+	return f.results.Update(r.Machine, func(v *state.Result) {
+		k, now := &v.Kept, f.o.Agent.Clock().UTC()
+		k.Time, k.Points, k.Oldest, k.Newest = now, r.Points, r.Oldest, r.Newest
+		k.PrunedAt, k.StoredBytes = now, r.StoredBytes
+	})
+}
