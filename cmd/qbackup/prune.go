@@ -123,9 +123,9 @@ func (p *program) reportPruned(list []pruned, dryRun bool) error {
 	}
 	verb := "deleted"
 	if dryRun {
-		verb = "would be deleted"
+		verb = "that would be deleted"
 	}
-	p.say("machines: %d, objects that %s: %d (%s)", len(list), verb, objects, size(bytes))
+	p.say("machines: %d, objects %s: %d (%s)", len(list), verb, objects, size(bytes))
 	return nil
 }
 

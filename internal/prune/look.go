@@ -91,6 +91,9 @@ func (m *machine) list(ctx context.Context, prefix string, wanted func(format.Ke
 			all[key.Run] = s
 		}
 		s.objects = append(s.objects, entry{key, info.Size})
+		if key.Kind == format.KeyMap {
+			m.r.NoteSize(m.name, key.Run, key.Seq, info.Size)
+		}
 		if info.Modified.After(s.newest) {
 			s.newest = info.Modified
 		}

@@ -74,6 +74,11 @@ func (r *Repository) readNode(ctx context.Context, key string, ref format.NodeRe
 	return format.ParseNode(raw)
 }
 
+// NoteSize tells the size of a map object that was listed, so that nobody has to ask for it.
+func (r *Repository) NoteSize(machine ident.MachineName, run ident.RunID, seq uint32, bytes int64) {
+	r.sizes.Add(format.MapKey(machine, run, seq), bytes)
+}
+
 // window fetches an aligned part of a map object.
 func (r *Repository) window(ctx context.Context, key string, number int64) ([]byte, error) {
 	return r.windows.Get(ctx, windowKey{key, number}, func() ([]byte, error) {

@@ -30,6 +30,7 @@ type World struct {
 	Mem    *mem.Store // dates its objects by the world's time
 	Repo   *repo.Repository
 	Points map[ident.RunID]map[string][]byte // by disk
+	Cache  *repo.IndexCache                  // of repositories that are opened from here on; nil: none
 
 	t        testing.TB
 	machines map[ident.MachineName]format.Machine
@@ -65,7 +66,9 @@ func New(t testing.TB) *World {
 }
 
 // Options are those of every opening of the repository.
-func (w *World) Options() repo.Options { return repo.Options{Clock: w.Clock, Random: w.nature} }
+func (w *World) Options() repo.Options {
+	return repo.Options{Clock: w.Clock, Random: w.nature, Cache: w.Cache}
+}
 
 // Clock goes on by a second with each look.
 func (w *World) Clock() time.Time {
@@ -87,7 +90,7 @@ func (w *World) Through(s store.Store) *World {
 	if err != nil {
 		w.t.Fatalf("open: %v", err)
 	}
-	return &World{Mem: w.Mem, Repo: r, Points: w.Points, t: w.t, machines: w.machines, nature: w.nature}
+	return &World{Mem: w.Mem, Repo: r, Points: w.Points, Cache: w.Cache, t: w.t, machines: w.machines, nature: w.nature}
 }
 
 // Open opens the repository anew, with empty caches.
