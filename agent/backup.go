@@ -83,6 +83,7 @@ func (b *backup) attempt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.o.Stats.hold(cut)
 	// After Commit both do nothing.
 	defer func() {
 		if dead {

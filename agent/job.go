@@ -93,9 +93,10 @@ const (
 type Stats struct {
 	pipeline upload.PipelineStats
 
-	mu    sync.Mutex
-	phase Phase
-	disks []DiskProgress
+	mu      sync.Mutex
+	phase   Phase
+	disks   []DiskProgress
+	scratch source.Scratched // nil: the cut needs no space
 	// entered counts phases, each as much as no disk has bytes: a run that starts over
 	// has new disks.
 	entered uint64
@@ -124,6 +125,22 @@ func (s *Stats) Disks() []DiskProgress {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]DiskProgress(nil), s.disks...)
+}
+
+// ScratchBytes is how much space is taken by what the guest overwrites.
+func (s *Stats) ScratchBytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.scratch == nil {
+		return 0
+	}
+	return s.scratch.ScratchBytes()
+}
+
+func (s *Stats) hold(c source.Cut) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.scratch, _ = c.(source.Scratched)
 }
 
 // Progress is a number that changes as long as the backup gets on.

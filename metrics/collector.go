@@ -52,6 +52,7 @@ type Running struct {
 type Progress interface {
 	Disks() []agent.DiskProgress
 	Pipeline() *upload.PipelineStats
+	ScratchBytes() int64
 }
 
 // Collector is a prometheus.Collector.
@@ -162,6 +163,24 @@ func (s sink) result(r state.Result) {
 		s.put(damagedObjects, float64(v.DamagedObjects), name)
 		s.put(damagedPoints, float64(v.DamagedPoints), name)
 	}
+	s.kept(name, r.Kept)
+}
+
+// kept is what the repository holds of a machine.
+func (s sink) kept(name string, k state.Kept) {
+	s.put(forgottenPoints, float64(k.Forgotten), name)
+	if !k.Time.IsZero() {
+		s.put(points, float64(k.Points), name)
+		s.put(pointsTime, seconds(k.Time), name)
+		s.put(retentionFailed, truth(k.Error != ""), name)
+	}
+	if !k.Newest.IsZero() {
+		s.put(oldestPoint, seconds(k.Oldest), name)
+		s.put(newestPoint, seconds(k.Newest), name)
+	}
+	if !k.PrunedAt.IsZero() {
+		s.put(machineStored, float64(k.StoredBytes), name)
+	}
 }
 
 func (s sink) counters(name string, c state.Counters) {
@@ -190,6 +209,13 @@ func (s sink) overall(o state.Overall) {
 	s.put(storeRetries, float64(o.Store.Retries))
 	s.put(storeSent, float64(o.Store.BytesSent))
 	s.put(storeReceived, float64(o.Store.BytesReceived))
+	s.put(pruneObjects, float64(o.Prune.Objects))
+	s.put(pruneBytes, float64(o.Prune.Bytes))
+	s.put(pruneAborted, float64(o.Prune.RunsAborted))
+	if p := o.Prune; !p.End.IsZero() {
+		s.put(pruneTime, seconds(p.End))
+		s.put(pruneFailed, truth(p.Error != ""))
+	}
 }
 
 func (s sink) running(r Running) {
@@ -205,6 +231,7 @@ func (s sink) running(r Running) {
 	}
 	s.put(queued, float64(p.Queued.Load()), name)
 	s.put(inFlight, float64(p.BufferBytes.Load()), name)
+	s.put(scratchBytes, float64(r.Stats.ScratchBytes()), name)
 }
 
 func (s sink) latencies(stats *observe.Stats) {

@@ -42,6 +42,8 @@ type halfWay struct{ pipeline upload.PipelineStats }
 
 func (h *halfWay) Pipeline() *upload.PipelineStats { return &h.pipeline }
 
+func (h *halfWay) ScratchBytes() int64 { return 64 << 20 }
+
 func (h *halfWay) Disks() []agent.DiskProgress {
 	d := agent.DiskProgress{Name: "vda", Mode: format.ModeIncremental, Stats: new(upload.DiskStats)}
 	d.Stats.Total.Store(2 << 20)
@@ -72,10 +74,14 @@ func example(t testing.TB) Source {
 	remember(agent.Ending{Machine: "db", Start: noon, Summary: agent.Summary{
 		Point: ident.RunID{2}, Time: noon, Disks: disks[:1], Alarms: []agent.Alarm{{Kind: agent.AlarmSample, Text: "look"}}, NotReset: []agent.DiskNotReset{{Disk: "vda"}},
 	}})
-	if err := results.Update("db", func(r *state.Result) { r.Verified = state.Verified{Time: noon, DamagedObjects: 2, DamagedPoints: 1} }); err != nil {
+	if err := results.Update("db", func(r *state.Result) {
+		r.Verified = state.Verified{Time: noon, DamagedObjects: 2, DamagedPoints: 1}
+		r.Kept = state.Kept{Time: noon, Points: 11, Oldest: noon.AddDate(0, -1, 0), Newest: noon, Forgotten: 40, StoredBytes: 5 << 30, PrunedAt: noon}
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := results.UpdateOverall(func(o *state.Overall) {
+		o.Prune = state.Prune{End: noon, Error: "not everything could be pruned", Objects: 321, Bytes: 1 << 30, RunsAborted: 2}
 		o.Store = state.StoreCounters{Requests: map[string]uint64{"put ok": 12, "get transient": 3}, Retries: 3, BytesSent: 4096, BytesReceived: 77}
 	}); err != nil {
 		t.Fatal(err)

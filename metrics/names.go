@@ -67,6 +67,20 @@ var (
 	damagedObjects = gauge("damaged_objects", "Damaged objects that the last verification found.", "machine")
 	damagedPoints  = gauge("damaged_points", "Points that the last verification found to have lost something.", "machine")
 
+	points          = gauge("points", "Restore points of the machine in the repository, when they were looked at last.", "machine")
+	oldestPoint     = gauge("oldest_point_timestamp_seconds", "Point in time of the oldest of them.", "machine")
+	newestPoint     = gauge("newest_point_timestamp_seconds", "Point in time of the newest of them.", "machine")
+	pointsTime      = gauge("points_timestamp_seconds", "When they were looked at last: after a backup with a policy, and by a prune.", "machine")
+	forgottenPoints = counter("forgotten_points_total", "Points that this host's policy has forgotten.", "machine")
+	retentionFailed = gauge("retention_failed", "Whether the policy could not be applied the last time.", "machine")
+	machineStored   = gauge("machine_stored_bytes", "What the machine's data took in the store after the last prune.", "machine")
+
+	pruneTime    = gauge("prune_timestamp_seconds", "When this host's last prune ended.")
+	pruneFailed  = gauge("prune_failed", "Whether the last prune failed, or left machines alone.")
+	pruneObjects = counter("pruned_objects_total", "Objects that prunes of this host have deleted.")
+	pruneBytes   = counter("pruned_bytes_total", "What these took.")
+	pruneAborted = counter("pruned_runs_total", "Dead runs that prunes of this host have ended.")
+
 	storeRequests = counter("store_requests_total", "Requests to the store.", "operation", "outcome")
 	storeRetries  = counter("store_retries_total", "Requests to the store that were tried again.")
 	storeSent     = counter("store_sent_bytes_total", "Bytes sent to the store.")
@@ -82,6 +96,7 @@ var (
 	stageBusy      = gauge("running_stage_busy_seconds", "Time that the workers of a stage of a backup that runs were busy, all together.", "machine", "stage")
 	queued         = gauge("running_queued_windows", "Pieces of disks that are between the stages of a backup that runs.", "machine")
 	inFlight       = gauge("running_buffer_bytes", "Buffers of a backup that runs.", "machine")
+	scratchBytes   = gauge("running_scratch_bytes", "Space taken by what the guest has overwritten since the point in time of a backup that runs.", "machine")
 )
 
 // all lists the metrics in the order of the manual.
@@ -92,7 +107,9 @@ func all() []*metric {
 		diskMode, diskSize, diskDirty, diskRead, diskZero, diskSkipped, diskStored,
 		attempts, rescans, alarms, sampleMismatches, bitmapResets, resetFailures, dirtyBytes, readBytes, zeroBytes, skippedBytes, storedBytes, durationTotal, freezeTotal,
 		verifiedTime, damagedObjects, damagedPoints,
+		points, oldestPoint, newestPoint, pointsTime, forgottenPoints, retentionFailed, machineStored,
+		pruneTime, pruneFailed, pruneObjects, pruneBytes, pruneAborted,
 		storeRequests, storeRetries, storeSent, storeReceived, storeLatency, createOnly, probeTime,
-		runningBackups, runningSince, runningTotal, runningPassed, stageBusy, queued, inFlight,
+		runningBackups, runningSince, runningTotal, runningPassed, stageBusy, queued, inFlight, scratchBytes,
 	}
 }

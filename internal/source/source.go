@@ -60,6 +60,12 @@ type Consistent interface {
 	FreezeSeconds() float64
 }
 
+// Scratched is a Cut that keeps what the guest overwrites.
+type Scratched interface {
+	// ScratchBytes is how much space that takes. It may be called at any time, also in parallel.
+	ScratchBytes() int64
+}
+
 // Disk is one disk of a cut. All methods may be called in parallel.
 type Disk interface {
 	// ReadAt reads what the guest had at the instant of the cut. It is never

@@ -35,6 +35,7 @@ type cut struct {
 var (
 	_ source.Cut        = (*cut)(nil)
 	_ source.Consistent = (*cut)(nil)
+	_ source.Scratched  = (*cut)(nil)
 )
 
 // errMisuse is for calls in an order that cannot be right.
@@ -56,6 +57,9 @@ func (c *cut) Consistency() string {
 	}
 	return format.ConsistencyCrash
 }
+
+// ScratchBytes is how much space what the guest has overwritten takes.
+func (c *cut) ScratchBytes() int64 { return c.space.Used() }
 
 // FreezeSeconds is how long they were.
 func (c *cut) FreezeSeconds() float64 { return c.freezeSeconds }
@@ -195,5 +199,6 @@ func (c *cut) takeDown(ctx context.Context) error {
 // end gives the machine up.
 func (c *cut) end() {
 	c.ended = true
+	c.space.Close()
 	c.session.close()
 }

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/qbackup/qbackup/internal/qcow2"
 )
 
@@ -16,19 +18,53 @@ func (s *Space) Image(name string, sizeBytes int64, uid int) (path string, err e
 	if err != nil {
 		return "", err
 	}
-	defer func() {
-		if err = errors.Join(err, f.Close()); err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
+	if err := s.fill(f, sizeBytes, uid); err != nil {
+		return "", errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.images = append(s.images, f)
+	return f.Name(), nil
+}
+
+func (s *Space) fill(f *os.File, sizeBytes int64, uid int) error {
 	if err := Give(f.Name(), uid); err != nil {
-		return "", err
+		return err
 	}
 	w, err := qcow2.Create(unsynced{qcow2.NewOSFile(f)}, qcow2.CreateOptions{SizeBytes: sizeBytes})
 	if err != nil {
-		return "", err
+		return err
 	}
-	return f.Name(), w.Close()
+	return w.Close()
+}
+
+// Used is how many bytes the images take.
+func (s *Space) Used() (bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.images {
+		var stat unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &stat) == nil {
+			bytes += stat.Blocks * blockBytes
+		}
+	}
+	return bytes
+}
+
+// blockBytes is the unit of the system's count.
+const blockBytes = 512
+
+// Close lets go of the images. It may be called more than once, also of none.
+func (s *Space) Close() {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.images {
+		_ = f.Close()
+	}
+	s.images = nil
 }
 
 func create(dir, name string) (*os.File, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -29,6 +30,9 @@ const PlaceFlag = "--scratch-dir"
 type Space struct {
 	dir        string
 	floorBytes int64
+
+	mu     sync.Mutex
+	images []*os.File // that were made here, also those that have no name any more
 }
 
 // Open makes the folder when needed. floorBytes is what must stay free in its file

@@ -40,6 +40,7 @@ type cut struct {
 var (
 	_ source.Cut        = (*cut)(nil)
 	_ source.Consistent = (*cut)(nil)
+	_ source.Scratched  = (*cut)(nil)
 )
 
 // errMisuse is for calls in an order that cannot be right.
@@ -61,6 +62,9 @@ func (c *cut) Consistency() string {
 	}
 	return format.ConsistencyCrash
 }
+
+// ScratchBytes is how much space what the guest has overwritten takes.
+func (c *cut) ScratchBytes() int64 { return c.space.Used() }
 
 // FreezeSeconds is how long they were.
 func (c *cut) FreezeSeconds() float64 { return c.freezeSeconds }
@@ -250,6 +254,7 @@ func (c *cut) takeDown(ctx context.Context) error {
 // end gives the domain up.
 func (c *cut) end() {
 	c.ended = true
+	c.space.Close()
 	if c.guard != nil {
 		// What it may still hold it goes on to undo, and says so itself.
 		_ = c.guard.Done()
