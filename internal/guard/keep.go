@@ -6,10 +6,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/qbackup/qbackup/internal/nbd"
 )
 
 // keepPair makes the two ends of a socket, of which the guard gets the second and never
@@ -58,9 +61,13 @@ func (g *Guard) Keep(c net.Conn) error {
 // keptFD is where the guard has its end.
 const keptFD = 3
 
+// settleTime is how long a server may take to answer, or to hang up.
+const settleTime = 2 * time.Second
+
 // drain takes the connections that are kept, and reads what comes over them, so that
 // whoever is to be made to close them can say all that it had begun to say: QEMU waits
-// for a client that does not read. They stay open until the process ends.
+// for a client that does not read, and for one in its handshake. They stay open until the
+// process ends.
 func drain() (kept []*os.File) {
 	queue, err := net.FileConn(os.NewFile(keptFD, "kept"))
 	if err != nil {
@@ -71,6 +78,8 @@ func drain() (kept []*os.File) {
 		return nil
 	}
 	_ = u.SetReadDeadline(time.Now().Add(keepTime))
+	var settling sync.WaitGroup
+	defer settling.Wait()
 	for oob := make([]byte, unix.CmsgSpace(4)); ; {
 		_, n, _, _, err := u.ReadMsgUnix(make([]byte, 1), oob)
 		if err != nil || n == 0 {
@@ -80,7 +89,13 @@ func drain() (kept []*os.File) {
 			f := os.NewFile(uintptr(fd), "connection")
 			kept = append(kept, f)
 			if c, err := net.FileConn(f); err == nil {
-				go func() { _, _ = io.Copy(io.Discard, c) }()
+				settling.Add(1)
+				go func() {
+					_ = nbd.Settle(c, settleTime) // a server that does not answer may later
+					settling.Done()
+					_ = c.SetDeadline(time.Time{})
+					_, _ = io.Copy(io.Discard, c)
+				}()
 			}
 		}
 	}

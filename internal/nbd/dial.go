@@ -118,6 +118,9 @@ func open(ctx context.Context, at Address, o Options) (*conn, error) {
 		err = ctx.Err()
 	}
 	if err != nil {
+		if k.kept {
+			_ = Settle(raw, farewell) // closing it would not end it
+		}
 		raw.Close()
 		return nil, err
 	}
