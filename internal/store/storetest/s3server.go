@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -161,21 +163,54 @@ func (s *Server) Location(prefix string) string {
 // and returns a copy of s with that user's keys. Stop the original only.
 func (s *Server) Agent(t testing.TB) *Server {
 	t.Helper()
-	agent := *s
-	agent.process = nil
-	agent.AccessKey, agent.SecretKey = "agent", "agent-secret"
-	cmd := exec.CommandContext(t.Context(), s.binary, "admin", "--access", s.AccessKey, "--secret", s.SecretKey, "--region", s.Region,
-		"--endpoint-url", s.Endpoint, "create-user", "--access", agent.AccessKey, "--secret", agent.SecretKey, "--role", "user")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("create a user: %v\n%s", err, out)
+	return s.Users(t, "agent")["agent"]
+}
+
+// Users makes users with the rights of configs/s3/NAME.json, and returns a copy of s with each one's keys. It is called
+// once for a server; stop the original only.
+func (s *Server) Users(t testing.TB, names ...string) map[string]*Server {
+	t.Helper()
+	users := map[string]*Server{}
+	var statements []map[string]any
+	for _, name := range names {
+		u := *s
+		u.process = nil
+		u.AccessKey, u.SecretKey = name, name+"-secret"
+		cmd := exec.CommandContext(t.Context(), s.binary, "admin", "--access", s.AccessKey, "--secret", s.SecretKey, "--region", s.Region,
+			"--endpoint-url", s.Endpoint, "create-user", "--access", u.AccessKey, "--secret", u.SecretKey, "--role", "user")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("create a user: %v\n%s", err, out)
+		}
+		users[name] = &u
+		for _, statement := range s.policy(t, name) {
+			statement["Principal"] = map[string]any{"AWS": []string{u.AccessKey}}
+			delete(statement, "Sid")
+			statements = append(statements, statement)
+		}
 	}
-	policy := fmt.Sprintf(`{"Version":"2012-10-17","Statement":[
-		{"Effect":"Allow","Principal":{"AWS":["%[1]s"]},"Action":["s3:GetObject","s3:PutObject"],"Resource":["arn:aws:s3:::%[2]s/*"]},
-		{"Effect":"Allow","Principal":{"AWS":["%[1]s"]},"Action":["s3:ListBucket"],"Resource":["arn:aws:s3:::%[2]s"]}]}`, agent.AccessKey, s.Bucket)
-	if err := s.client(t).SetBucketPolicy(t.Context(), s.Bucket, policy); err != nil {
+	policy, err := json.Marshal(map[string]any{"Version": "2012-10-17", "Statement": statements})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.client(t).SetBucketPolicy(t.Context(), s.Bucket, string(policy)); err != nil {
 		t.Fatalf("set the policy: %v", err)
 	}
-	return &agent
+	return users
+}
+
+// policy reads the statements of a policy for users.
+func (s *Server) policy(t testing.TB, name string) []map[string]any {
+	t.Helper()
+	_, here, _, _ := runtime.Caller(0)
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(here), "../../../configs/s3", name+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var policy struct{ Statement []map[string]any }
+	if err := json.Unmarshal([]byte(strings.NewReplacer("BUCKET", s.Bucket, "PREFIX/*", "*", "PREFIX", "*").Replace(string(text))), &policy); err != nil {
+		t.Fatalf("%s.json: %v", name, err)
+	}
+	return policy.Statement
 }
 
 // client is the operator's, for what only an operator does.
