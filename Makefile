@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export GOBIN ?= $(CURDIR)/.cache/bin
 export PATH  := $(GOBIN):$(PATH)
 
-.PHONY: help build demo test check unit race fuzz long bench tools clean
+.PHONY: help build demo test check unit race fuzz long bench package tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,8 +36,11 @@ long: tools ## every proof at full count, in resumable pieces that append to .ca
 bench: ## benchmarks of all packages
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+package: ## deb and rpm in dist/, made twice with equal bytes (VERSION=1.2.3)
+	scripts/package
+
 tools: ## install what the tests need (Debian packages as root, Go tools into .cache/bin)
 	scripts/tools
 
 clean: ## remove what was built
-	rm -rf bin .cache
+	rm -rf bin dist .cache

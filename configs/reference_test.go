@@ -4,66 +4,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"reflect"
 	"strings"
 	"testing"
 )
 
 var update = flag.Bool("update", false, "write docs/operations/configuration.md anew")
-
-// reference writes a row for each key of a type.
-func reference(b *strings.Builder, t reflect.Type, path string) {
-	for i := range t.NumField() {
-		f := t.Field(i)
-		key := f.Tag.Get("yaml")
-		if key == ",inline" {
-			fmt.Fprintf(b, "| `%s` | | every key of `defaults`, for this machine; `hooks` replace those of the defaults as a whole |\n", strings.TrimSuffix(path, ".")+".*")
-			continue
-		}
-		at, kind := path+key, kindOf(f.Type)
-		fmt.Fprintf(b, "| `%s` | %s | %s |\n", at, kind, f.Tag.Get("doc"))
-		inner := f.Type
-		if inner.Kind() == reflect.Slice {
-			inner, at = inner.Elem(), at+"[]"
-		}
-		if inner.Kind() == reflect.Struct {
-			reference(b, inner, at+".")
-		}
-	}
-}
-
-func kindOf(t reflect.Type) string {
-	switch reflect.New(t).Interface().(type) {
-	case *Duration:
-		return "duration: 90s, 15m, 26h, 7d, 4w"
-	case *Count:
-		return "number"
-	case *Bytes:
-		return "size: 256MiB, 10GB"
-	case *Rate:
-		return "rate: 20MB/s, unlimited"
-	case *Freeze:
-		return "off, try, require"
-	case *Images:
-		return "list, or mapping"
-	case *Timetable:
-		return "rate, or list"
-	case *clock:
-		return `time of day: "08:00"`
-	case *Days:
-		return "days: mon-fri"
-	}
-	switch t.Kind() {
-	case reflect.Slice:
-		return "list"
-	case reflect.Struct:
-		return ""
-	case reflect.Bool:
-		return "true, false"
-	default:
-		return "word"
-	}
-}
 
 func TestTheManualListsEveryKey(t *testing.T) {
 	const path = "../docs/operations/configuration.md"
@@ -82,7 +27,9 @@ A machine is one of: ` + "`images`" + ` (off, or opened by nobody), ` + "`qmp`" 
 | key | value | meaning |
 |---|---|---|
 `)
-	reference(&b, reflect.TypeFor[Config](), "")
+	for _, k := range Reference() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", k.Path, k.Value, k.Doc)
+	}
 	if *update {
 		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)

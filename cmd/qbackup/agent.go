@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -36,7 +37,8 @@ schedule is left to qbackup run.
 SIGHUP reads the configuration again, without dropping a backup that runs; one that is wrong is refused, and the old one holds. SIGTERM begins
 nothing more and waits --stop-within for backups that run; then they are cut short, and nothing is lost. What is due is remembered over restarts.
 
-Started by systemd it says when it is ready, what it is doing, and, to the watchdog, that backups get on.`,
+Started by systemd it says when it is ready, what it is doing, and, to the watchdog, that backups get on. When another version was installed,
+it begins nothing more, and ends as soon as nothing runs: systemd starts the new one.`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return p.agent(c.Context(), within) },
 	}
@@ -92,6 +94,7 @@ func (p *program) agent(ctx context.Context, within time.Duration) error {
 	service.Run(ctx, b, service.Options{
 		Parallel: b.parallel, Boot: state.BootTime(), Reload: reload, StopWithin: within,
 		Stall: p.retryFor + stallSlack, Watchdog: watchdog,
+		Outdated: replaced,
 		Notify: func(state string) {
 			if _, err := daemon.SdNotify(false, state); err != nil {
 				p.warn("tell systemd: %v", err)
@@ -101,4 +104,10 @@ func (p *program) agent(ctx context.Context, within time.Duration) error {
 	})
 	p.keepStoreCounters(b.fleet.Results())
 	return nil
+}
+
+// replaced tells whether the program's file was replaced, as by a package's upgrade, and somebody is there to start the new one.
+func replaced() bool {
+	path, err := os.Readlink("/proc/self/exe")
+	return err == nil && strings.HasSuffix(path, " (deleted)") && os.Getenv("INVOCATION_ID") != ""
 }

@@ -49,6 +49,9 @@ type Options struct {
 	Stall time.Duration
 	// Watchdog is how often systemd wants to hear of progress; 0: it does not.
 	Watchdog time.Duration
+	// Outdated tells whether another version of the program was installed: then nothing more is begun, and Run returns when
+	// nothing runs any more, so that whoever started the service starts the new one. nil: it never is.
+	Outdated func() bool
 	// Notify tells systemd; see sd_notify(3).
 	Notify func(state string)
 	// Say is told what an operator should know.
@@ -91,6 +94,11 @@ func Run(ctx context.Context, b Backend, o Options) {
 	pings := s.pings()
 	defer pings.Stop()
 	for {
+		if s.outdated() && len(s.running) == 0 {
+			s.Say("another version was installed; this one ends so that it can start")
+			s.Notify("STOPPING=1")
+			return
+		}
 		timer := time.NewTimer(s.turn(ctx, jobs))
 		select {
 		case name := <-s.done:
@@ -135,7 +143,7 @@ func (s *service) turn(ctx, jobs context.Context) time.Duration {
 	}
 	// Who has waited longest goes first.
 	slices.SortStableFunc(due, func(a, b dueMachine) int { return a.last.Compare(b.last) })
-	for len(due) > 0 && len(s.running) < max(s.Parallel(), 1) && ctx.Err() == nil {
+	for len(due) > 0 && len(s.running) < max(s.Parallel(), 1) && ctx.Err() == nil && !s.outdated() {
 		s.start(jobs, due[0].name, now)
 		due = due[1:]
 	}
@@ -145,6 +153,8 @@ func (s *service) turn(ctx, jobs context.Context) time.Duration {
 	}
 	return min(max(s.next.Sub(now), time.Second), turn)
 }
+
+func (s *service) outdated() bool { return s.Outdated != nil && s.Outdated() }
 
 type dueMachine struct {
 	name string

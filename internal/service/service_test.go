@@ -242,6 +242,25 @@ func TestAStopWaitsForWhatRunsAndThenCutsItShort(t *testing.T) {
 	}
 }
 
+func TestAnUpgradeCutsNothingShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.add("a", "10 0 * * *")
+		h.add("b", "12 0 * * *")
+		h.takes["a"] = time.Hour
+		o := h.options()
+		began := time.Now()
+		o.Outdated = func() bool { return time.Since(began) > 11*time.Minute }
+		Run(t.Context(), h, o)
+		if since := time.Since(began); !slices.Equal(h.ran, []string{"a@00:10"}) || since < 70*time.Minute || since > 71*time.Minute {
+			t.Errorf("%v, after %s", h.ran, since)
+		}
+		if len(h.notifiedOf("STOPPING=1")) != 1 || len(h.said) != 1 {
+			t.Errorf("%v, %v", h.notified, h.said)
+		}
+	})
+}
+
 func TestTheWatchdogIsFedByProgressOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)

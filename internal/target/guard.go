@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -99,17 +98,16 @@ func (h *Host) startGuard(ctx context.Context, id string, actions map[string]gua
 	if _, err := state.Open(dir, state.Options{}); err != nil {
 		return nil, err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("start guard: %w", err)
-	}
 	left, err := json.Marshal(c)
 	if err != nil {
 		return nil, err
 	}
-	return guard.Start(ctx, append([]string{self}, h.GuardArgs...),
+	return guard.Start(ctx, append([]string{ownProgram}, h.GuardArgs...),
 		guard.Spec{Folder: filepath.Join(dir, guardFolder), ID: id, Cleanup: left, Actions: actions})
 }
+
+// ownProgram is what runs, also when another version has been put in its place meanwhile.
+const ownProgram = "/proc/self/exe"
 
 // freezer freezes through a guard.
 type freezer struct {
