@@ -15,6 +15,8 @@ for group in libvirt kvm libvirt-qemu qemu; do
 		usermod --append --groups "$group" qbackup
 	fi
 done
+# QEMU passes through it to its scratch files.
+install -d -m 0711 -o qbackup -g qbackup /var/lib/qbackup
 chgrp qbackup /etc/qbackup
 chmod 0750 /etc/qbackup
 if [ -d /run/systemd/system ]; then

@@ -43,7 +43,7 @@ func StartLibvirtd(t testing.TB) *Libvirtd {
 		Need(t, tool)
 	}
 	if os.Geteuid() != 0 {
-		lacking(t, "a libvirtd of its own needs root")
+		Lacking(t, "a libvirtd of its own needs root")
 	}
 	// The path of a socket below it is bounded.
 	dir, err := os.MkdirTemp("", "qb-libvirtd-")

@@ -20,12 +20,12 @@ func Need(t testing.TB, tool string) string {
 	if err == nil {
 		return path
 	}
-	lacking(t, tool+" is not installed")
+	Lacking(t, tool+" is not installed")
 	return ""
 }
 
-// lacking skips the test, or fails it when QBACKUP_REQUIRE_TOOLS is 1.
-func lacking(t testing.TB, what string) {
+// Lacking skips the test, or fails it when QBACKUP_REQUIRE_TOOLS is 1.
+func Lacking(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv("QBACKUP_REQUIRE_TOOLS") == "1" {
 		t.Fatalf("%s, and is needed (QBACKUP_REQUIRE_TOOLS=1)", what)

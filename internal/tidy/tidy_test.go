@@ -44,7 +44,7 @@ var floors = map[string]int{
 	// Rooms of the tests; the demo uses guest.
 	"internal/guest": 4, "internal/sim": 4, "internal/testtool": 4, "internal/tidy": 4, "internal/store/storetest": 4, "internal/repo/repotest": 4,
 	"internal/linuxguest": 4,
-	"internal/e2e":        6, "internal/crashtest": 6, "internal/livetest": 6,
+	"internal/e2e":        6, "internal/systest": 6, "internal/crashtest": 6, "internal/livetest": 6,
 }
 
 // forTests are the rooms that production code may not enter; cmd/qbackup's demo plays a guest.
