@@ -76,6 +76,9 @@ func (e Ending) applyPoint(r *state.Result) {
 			DirtyBytes: d.DirtyBytes, ReadBytes: d.ReadBytes, ZeroBytes: d.ZeroBytes, SkippedBytes: d.SkippedBytes, StoredBytes: d.StoredBytes,
 		})
 		r.Latest.StoredBytes += d.StoredBytes
+		if d.Mode != format.ModeMissing {
+			c.ScannedBlocks += uint64(format.Blocks(d.SizeBytes, format.DefaultBlockBytes))
+		}
 		c.DirtyBytes += uint64(d.DirtyBytes)
 		c.ReadBytes += uint64(d.ReadBytes)
 		c.ZeroBytes += uint64(d.ZeroBytes)

@@ -29,6 +29,8 @@ type Source struct {
 	Unassigned func() []string
 	// Running are the backups that run now.
 	Running func() []Running
+	// Next is what the next backups would read.
+	Next func() []Next
 	// Probe is the last verdict on the store; false: there is none.
 	Probe func() (state.Probe, bool)
 	// Store counts this process's requests: their latencies are shown.
@@ -46,6 +48,13 @@ type Running struct {
 	Machine ident.MachineName
 	Since   time.Time
 	Stats   Progress
+}
+
+// Next is what the next backup of a machine would read, as it was looked at last.
+type Next struct {
+	Machine ident.MachineName
+	Looked  time.Time
+	Disks   []agent.DiskForecast
 }
 
 // Progress is how far a backup is; *agent.Stats is one. It may be asked at any time.
@@ -96,6 +105,14 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		s.put(runningBackups, float64(len(running)))
 		for _, r := range running {
 			s.running(r)
+		}
+	}
+	if c.source.Next != nil {
+		for _, n := range c.source.Next() {
+			s.put(nextLooked, seconds(n.Looked), string(n.Machine))
+			for _, d := range n.Disks {
+				s.put(nextBytes, float64(d.Bytes), string(n.Machine), d.Name, string(d.Reason))
+			}
 		}
 	}
 	if c.source.Store != nil {
@@ -185,7 +202,7 @@ func (s sink) kept(name string, k state.Kept) {
 
 func (s sink) counters(name string, c state.Counters) {
 	for m, n := range map[*metric]uint64{
-		sampleMismatches: c.SampleMismatches, bitmapResets: c.BitmapResets, resetFailures: c.ResetFailures,
+		scannedBlocks: c.ScannedBlocks, sampleMismatches: c.SampleMismatches, bitmapResets: c.BitmapResets, resetFailures: c.ResetFailures,
 		dirtyBytes: c.DirtyBytes, readBytes: c.ReadBytes, zeroBytes: c.ZeroBytes, skippedBytes: c.SkippedBytes, storedBytes: c.StoredBytes,
 	} {
 		s.put(m, float64(n), name)

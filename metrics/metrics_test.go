@@ -97,8 +97,11 @@ func example(t testing.TB) Source {
 		Problems:   func() int { return 1 },
 		Unassigned: func() []string { return []string{"Forgotten One"} },
 		Running:    func() []Running { return []Running{{Machine: "web1", Since: noon, Stats: new(halfWay)}} },
-		Probe:      func() (state.Probe, bool) { return state.Probe{Time: noon, CreateOnly: true}, true },
-		Store:      counted,
+		Next: func() []Next {
+			return []Next{{Machine: "web1", Looked: noon, Disks: []agent.DiskForecast{{Name: "vda", Mode: format.ModeIncremental, Bytes: 3 << 20}, {Name: "vdb", Mode: format.ModeRescan, Reason: agent.ReasonInUse, Bytes: 10 << 20}}}}
+		},
+		Probe: func() (state.Probe, bool) { return state.Probe{Time: noon, CreateOnly: true}, true },
+		Store: counted,
 	}
 }
 

@@ -49,12 +49,16 @@ var (
 	diskSkipped = gauge("disk_skipped_bytes", "What of a disk was read for the newest point and was stored before.", "machine", "disk")
 	diskStored  = gauge("disk_stored_bytes", "What was stored of a disk for the newest point, compressed.", "machine", "disk")
 
+	nextBytes  = gauge("next_bytes", "What of a disk the next backup would read, as it was looked at last.", "machine", "disk", "reason")
+	nextLooked = gauge("next_timestamp_seconds", "When the machine was looked at for that.", "machine")
+
 	attempts         = counter("attempts_total", "Backups by how they ended.", "machine", "status")
 	rescans          = counter("rescans_total", "Disks that were read in full instead of incrementally, by reason.", "machine", "reason")
 	alarms           = counter("alarms_total", "What backups found that somebody should look at, by kind.", "machine", "kind")
 	sampleMismatches = counter("sample_mismatches_total", "Backups that found blocks changed that their bitmap called clean.", "machine")
 	bitmapResets     = counter("bitmap_resets_total", "Disks whose bitmaps were emptied after a point.", "machine")
 	resetFailures    = counter("bitmap_reset_failures_total", "Disks whose bitmaps could not be emptied after a point; the next backup does it.", "machine")
+	scannedBlocks    = counter("scanned_blocks_total", "Blocks of 64 KiB of which it was found out whether they were dirty.", "machine")
 	dirtyBytes       = counter("dirty_bytes_total", "What was dirty.", "machine")
 	readBytes        = counter("read_bytes_total", "What was read from disks.", "machine")
 	zeroBytes        = counter("zero_bytes_total", "What was zero.", "machine")
@@ -104,8 +108,8 @@ func all() []*metric {
 	return []*metric{
 		buildInfo, stateReadable, configuredMachines, configProblems, unassigned, objective,
 		lastSuccess, latestPoint, lastAttempt, lastStatus, lastDuration, lastFreeze, lastAlarms,
-		diskMode, diskSize, diskDirty, diskRead, diskZero, diskSkipped, diskStored,
-		attempts, rescans, alarms, sampleMismatches, bitmapResets, resetFailures, dirtyBytes, readBytes, zeroBytes, skippedBytes, storedBytes, durationTotal, freezeTotal,
+		diskMode, diskSize, diskDirty, diskRead, diskZero, diskSkipped, diskStored, nextBytes, nextLooked,
+		attempts, rescans, alarms, sampleMismatches, bitmapResets, resetFailures, scannedBlocks, dirtyBytes, readBytes, zeroBytes, skippedBytes, storedBytes, durationTotal, freezeTotal,
 		verifiedTime, damagedObjects, damagedPoints,
 		points, oldestPoint, newestPoint, pointsTime, forgottenPoints, retentionFailed, machineStored,
 		pruneTime, pruneFailed, pruneObjects, pruneBytes, pruneAborted,

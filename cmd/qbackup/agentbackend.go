@@ -33,6 +33,7 @@ type backend struct {
 	running   map[string]running
 
 	unassigned []string
+	ahead      ahead
 	server     *metrics.Server // nil: no metrics are served
 	served     configs.Metrics // how they are, or were to be
 }
@@ -75,6 +76,11 @@ func (b *backend) serveMetrics(c configs.Metrics) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		return b.unassigned
+	}
+	s.Next = func() []metrics.Next {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.ahead.found
 	}
 	s.Running = func() []metrics.Running {
 		b.mu.Lock()
@@ -133,6 +139,10 @@ func (b *backend) Machines(ctx context.Context) []service.Machine {
 	defer b.mu.Unlock()
 	b.expanded, b.machines, b.scheduled, b.unassigned = time.Now(), machines, scheduled, unassigned
 	b.tell(problems)
+	if !b.ahead.busy && b.server != nil {
+		b.ahead.busy = true
+		go b.lookAhead(ctx, machines)
+	}
 	return scheduled
 }
 
@@ -188,7 +198,11 @@ func (b *backend) Run(ctx context.Context, name string) {
 	stats := new(agent.Stats)
 	b.mu.Lock()
 	b.running[name] = running{time.Now(), stats}
+	looked := b.ahead.at[name]
 	b.mu.Unlock()
+	if looked != nil {
+		<-looked
+	}
 	defer func() {
 		b.mu.Lock()
 		delete(b.running, name)

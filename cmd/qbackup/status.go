@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	"github.com/qbackup/qbackup/agent"
 	"github.com/qbackup/qbackup/internal/fleet"
 	"github.com/qbackup/qbackup/internal/ident"
-	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/state"
 )
 
@@ -151,10 +149,7 @@ func statusOf(r state.Result, objective time.Duration, now time.Time, configured
 
 // forecasts looks at the machines.
 func (p *program) forecasts(ctx context.Context, local *state.State, list []machineStatus, machines []fleet.Machine) {
-	var id format.RepositoryID
-	if raw, err := hex.DecodeString(local.Results(p.repository).Overall().Repository); err == nil {
-		copy(id[:], raw)
-	}
+	id := p.repositoryID(local)
 	var group errgroup.Group
 	group.SetLimit(lookAtOnce)
 	for i := range list {

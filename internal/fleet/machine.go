@@ -159,7 +159,8 @@ func (x *expansion) matching(ctx context.Context, e Entry) {
 		return
 	}
 	found := false
-	for _, domain := range all {
+	for _, known := range all {
+		domain := known.Name
 		if match, err := path.Match(e.Domains, domain); err != nil {
 			x.problem("libvirt: "+e.Domains, err)
 			return
@@ -167,7 +168,7 @@ func (x *expansion) matching(ctx context.Context, e Entry) {
 			continue
 		}
 		found = true
-		if x.domains[domain] || slices.ContainsFunc(e.Except, func(p string) bool { ok, _ := path.Match(p, domain); return ok }) {
+		if x.domains[domain] || x.domains[known.UUID] || slices.ContainsFunc(e.Except, func(p string) bool { ok, _ := path.Match(p, domain); return ok }) {
 			continue
 		}
 		s := e.Spec
@@ -212,7 +213,7 @@ func Unassigned(ctx context.Context, entries []Entry) []string {
 		}
 		for _, domain := range domains {
 			if !slices.ContainsFunc(entries, func(e Entry) bool { return e.speaksOf(domain) }) {
-				list = append(list, domain)
+				list = append(list, domain.Name)
 			}
 		}
 	}
@@ -220,12 +221,12 @@ func Unassigned(ctx context.Context, entries []Entry) []string {
 	return list
 }
 
-func (e Entry) speaksOf(domain string) bool {
-	if e.Spec.Domain == domain {
+func (e Entry) speaksOf(domain virt.Domain) bool {
+	if e.Spec.Domain != "" && (e.Spec.Domain == domain.Name || strings.EqualFold(e.Spec.Domain, domain.UUID)) {
 		return true
 	}
 	return slices.ContainsFunc(append([]string{e.Domains}, e.Except...), func(pattern string) bool {
-		ok, err := path.Match(pattern, domain)
+		ok, err := path.Match(pattern, domain.Name)
 		return ok && err == nil
 	})
 }

@@ -18,6 +18,9 @@ import (
 // covers a slow disk, which the marker waits for, and a busy machine.
 const slackDefault = 20 * time.Second
 
+// OwnProgram is the program that runs, also when another version has been put in its place meanwhile.
+const OwnProgram = "/proc/self/exe"
+
 // Guard is a guard process, from the parent's side.
 type Guard struct {
 	spec  Spec
@@ -50,6 +53,9 @@ func Start(ctx context.Context, argv []string, spec Spec) (*Guard, error) {
 		return nil, fmt.Errorf("start guard: %w: no program", ErrSpec)
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
+	if argv[0] == OwnProgram {
+		cmd.Args[0] = os.Args[0]
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()

@@ -94,6 +94,7 @@ type Counters struct {
 	SampleMismatches uint64            `json:"sample_mismatches"`
 	BitmapResets     uint64            `json:"bitmap_resets"` // of disks
 	ResetFailures    uint64            `json:"reset_failures"`
+	ScannedBlocks    uint64            `json:"scanned_blocks"` // whose bits were looked at, or that were read without
 	DirtyBytes       uint64            `json:"dirty_bytes"`
 	ReadBytes        uint64            `json:"read_bytes"`
 	ZeroBytes        uint64            `json:"zero_bytes"`

@@ -102,12 +102,9 @@ func (h *Host) startGuard(ctx context.Context, id string, actions map[string]gua
 	if err != nil {
 		return nil, err
 	}
-	return guard.Start(ctx, append([]string{ownProgram}, h.GuardArgs...),
+	return guard.Start(ctx, append([]string{guard.OwnProgram}, h.GuardArgs...),
 		guard.Spec{Folder: filepath.Join(dir, guardFolder), ID: id, Cleanup: left, Actions: actions})
 }
-
-// ownProgram is what runs, also when another version has been put in its place meanwhile.
-const ownProgram = "/proc/self/exe"
 
 // freezer freezes through a guard.
 type freezer struct {
