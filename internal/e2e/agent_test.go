@@ -109,6 +109,15 @@ func (w *world) forgetResults() {
 // A service that is killed, stopped and told to read its configuration again at random instants, while guests write
 // between its runs.
 func TestAServiceThatIsKilledAtAnyInstantGoesOnByItself(t *testing.T) {
+	killService(t, 31, testtool.Count(8, 250))
+}
+
+// The same with other instants: both together kill for ten minutes at full count.
+func TestAServiceThatIsKilledAtOtherInstantsGoesOnToo(t *testing.T) {
+	killService(t, 41, testtool.Count(2, 250))
+}
+
+func killService(t *testing.T, seed uint64, lives int) {
 	const sizeBytes, machines = 24 << 20, 3
 	w := newWorld(t)
 	var images []string
@@ -120,10 +129,10 @@ func TestAServiceThatIsKilledAtAnyInstantGoesOnByItself(t *testing.T) {
 		churns = append(churns, newChurn(image, sizeBytes, 65536, uint64(100+i)))
 	}
 	config := w.configure("q.yaml", "defaults: {schedule: \"@daily\"}\nlimits: {parallel: 2}", images...)
-	random := rand.New(rand.NewPCG(31, 32))
+	random := rand.New(rand.NewPCG(seed, 32))
 	known := map[int]int{}
 	ends := map[string]int{}
-	for n := range testtool.Count(8, 250) {
+	for n := range lives {
 		truth := make([]string, machines)
 		for i, c := range churns {
 			c.write(t, 5)

@@ -156,7 +156,7 @@ func TestEveryQueryOfTheDashboardsIsAnswered(t *testing.T) {
 	address := freePort(t)
 	// Two disks, and later one: the missing one is an alarm. Slow enough to be seen at work.
 	configure := func(images string) string {
-		text := fmt.Sprintf("repository: %s\nmetrics: {listen: %q}\nlimits: {upload: 4MB/s}\ndefaults: {schedule: \"@daily\", objective: 26h}\nmachines:\n  - {name: a, images: [%s]}\n", w.repo, address, images)
+		text := fmt.Sprintf("repository: %s\nmetrics: {listen: %q}\nlimits: {upload: 4MB/s}\ndefaults: {schedule: \"@daily\", objective: 26h, keep: {last: 10}}\nmachines:\n  - {name: a, images: [%s]}\n", w.repo, address, images)
 		path := w.path("q.yaml")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
