@@ -96,6 +96,9 @@ func (p *program) forget(ctx context.Context, f forgetFlags, points []string) er
 	forgotten := 0
 	for _, m := range policies {
 		decisions, err := prune.Decide(ctx, repository, m.machine, m.policy, time.Local)
+		if err == nil && len(decisions) == 0 && len(f.machines) > 0 {
+			err = noPoints(ctx, repository, m.machine)
+		}
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,6 +68,11 @@ func (p *program) prune(ctx context.Context, f pruneFlags) error {
 	repository, err := p.openRepository(ctx)
 	if err != nil {
 		return err
+	}
+	for _, name := range machines {
+		if _, known, err := repository.Machine(ctx, name); err != nil || !known {
+			return cmp.Or(err, noPoints(ctx, repository, name))
+		}
 	}
 	reports, err := prune.Run(ctx, repository, prune.Options{Machines: machines, DryRun: f.dryRun, By: "prune"})
 	if err != nil && !errors.Is(err, prune.ErrSomeFailed) {
