@@ -164,7 +164,7 @@ func TestTheManualListsEveryMetric(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Metrics\n\n" +
 		"The service serves these at `metrics.listen` (by default `127.0.0.1:9842/metrics`). `qbackup run` and `qbackup backup` write them to `metrics.textfile`, if there is one, for\n" +
-		"node_exporter's textfile collector: all but those whose names begin with `qbackup_running_` and the latencies. Counters go on over runs and restarts. No scrape makes a request to the store.\n\n" +
+		"node_exporter's textfile collector: all but those whose names begin with `qbackup_running_` or `qbackup_next_`, and the latencies. Counters go on over runs and restarts. No scrape makes a request to the store.\n\n" +
 		"| metric | labels | meaning |\n|---|---|---|\n")
 	for _, m := range all() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", m.name, strings.Join(m.labels, ", "), m.help)
