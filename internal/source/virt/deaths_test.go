@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -157,11 +158,13 @@ func die() {
 		panic(err)
 	}
 	o := virt.Options{Family: family, Domain: part[1], URI: part[2], ScratchDir: part[3], RuntimeDir: part[4], ScratchFloorBytes: 1 << 20}
-	o.StartGuard = func(ctx context.Context, id string, actions map[string]guard.Action, cleanup json.RawMessage) (*guard.Guard, error) {
-		if part[6] == "guarded" {
-			return startGuard(ctx, filepath.Join(filepath.Dir(part[3]), "guard"), id, actions, cleanup)
+	var g *guard.Guard
+	o.StartGuard = func(ctx context.Context, id string, actions map[string]guard.Action, cleanup json.RawMessage) (_ *guard.Guard, err error) {
+		if part[6] != "guarded" && part[6] != inHandshake {
+			cleanup = nil
 		}
-		return startGuard(ctx, filepath.Join(filepath.Dir(part[3]), "guard"), id, actions, nil)
+		g, err = startGuard(ctx, filepath.Join(filepath.Dir(part[3]), "guard"), id, actions, cleanup)
+		return g, err
 	}
 	m := virt.New(o)
 	ctx := context.Background()
@@ -186,8 +189,20 @@ func die() {
 	if _, err := m.Freeze(ctx, run, bases); err != nil {
 		panic(err)
 	}
+	if part[6] == inHandshake {
+		c, err := net.Dial("unix", filepath.Join(part[4], ident.BitmapPrefix+family.String(), "qb1.nbd"))
+		if err == nil {
+			err = g.Keep(c)
+		}
+		if err != nil {
+			panic(err)
+		}
+	}
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 }
+
+// inHandshake is how a run dies with a connection in its handshake, for which QEMU would wait for ever.
+const inHandshake = "guarded, in a handshake"
 
 func killedRun(t *testing.T, l *testtool.Libvirtd) {
 	w := newWorld(t, l, "killed")
@@ -217,12 +232,19 @@ func killedRun(t *testing.T, l *testtool.Libvirtd) {
 	w.wantCheckpoints(s.Point)
 	w.wantNothingLeft()
 	w.write("vdb", 2<<20, 64<<10, 3)
-	w.dieInARun("guarded")
-	for range 200 { // the guard ends the job
-		if out := l.Virsh(t, "domjobinfo", w.domain); !strings.Contains(out, "Backup") {
-			break
+	for _, how := range []string{"guarded", inHandshake} {
+		w.dieInARun(how)
+		began := time.Now()
+		for { // the guard ends the job
+			if out := l.Virsh(t, "domjobinfo", w.domain); !strings.Contains(out, "Backup") {
+				break
+			}
+			if time.Since(began) > 20*time.Second {
+				t.Fatalf("%s: the job does not end", how)
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
-		time.Sleep(20 * time.Millisecond)
+		w.write("vdb", 2<<20, 64<<10, 4)
 	}
 	if entries, err := filepath.Glob(filepath.Join(w.dir, "scratch", "qb1-*")); err != nil || len(entries) > 0 {
 		t.Errorf("the guard leaves %q, %v", entries, err)
