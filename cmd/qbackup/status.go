@@ -90,10 +90,18 @@ func (p *program) status(ctx context.Context, f statusFlags, names []string) err
 		if err := p.printJSON(list); err != nil {
 			return err
 		}
-	} else if err := p.printStatus(list); err != nil {
+	} else if err := p.printStatus(list, p.lastPrune()); err != nil {
 		return err
 	}
 	return p.problems(problems)
+}
+
+// lastPrune is how this host's last prune ended, as far as that is remembered.
+func (p *program) lastPrune() (last state.Prune) {
+	if local, err := p.openState(true); err == nil {
+		last = local.Results(p.repository).Overall().Prune
+	}
+	return last
 }
 
 // statuses finds out about machines: those of the configuration in its order, and then others that were backed up.
@@ -192,7 +200,7 @@ func (p *program) forecast(ctx context.Context, m fleet.Machine, journal state.J
 	return list, nil
 }
 
-func (p *program) printStatus(list []machineStatus) error {
+func (p *program) printStatus(list []machineStatus, prune state.Prune) error {
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MACHINE\tSTATE\tNEWEST POINT\tAGE\tOBJECTIVE\tNEXT READS\tVERIFIED\t")
 	for _, s := range list {
@@ -220,6 +228,12 @@ func (p *program) printStatus(list []machineStatus) error {
 		if s.NextProblem != "" && !strings.Contains(s.Problem, s.NextProblem) {
 			fmt.Fprintf(p.stdout, "%s: it cannot be looked at: %s\n", s.Machine, s.NextProblem)
 		}
+		if e := s.Result.Kept.Error; e != "" {
+			fmt.Fprintf(p.stdout, "%s: %s\n", s.Machine, e)
+		}
+	}
+	if prune.Error != "" {
+		fmt.Fprintf(p.stdout, "prune of %s: %s\n", localTime(prune.End), prune.Error)
 	}
 	return nil
 }
