@@ -32,13 +32,23 @@ type look struct {
 
 // stock is what is listed of a run.
 type stock struct {
-	objects []entry
+	objects []object
 	newest  time.Time // by the clock of the store
 }
 
-type entry struct {
-	key   format.Key
-	bytes int64
+// object is one object of a run. There may be millions.
+type object struct {
+	kind   format.KeyKind
+	number uint32 // the seq of a pack or a map object, the number of an intent
+	bytes  int64
+}
+
+func (o object) key(machine ident.MachineName, run ident.RunID) string {
+	k := format.Key{Kind: o.kind, Machine: machine, Run: run, Seq: o.number}
+	if o.kind == format.KeyIntent {
+		k.Seq, k.Number = 0, o.number
+	}
+	return k.String()
 }
 
 // look lists in the order that makes it safe, and finds out what may go.
@@ -90,7 +100,7 @@ func (m *machine) list(ctx context.Context, prefix string, wanted func(format.Ke
 			s = &stock{}
 			all[key.Run] = s
 		}
-		s.objects = append(s.objects, entry{key, info.Size})
+		s.objects = append(s.objects, object{key.Kind, max(key.Seq, key.Number), info.Size})
 		if key.Kind == format.KeyMap {
 			m.r.NoteSize(m.name, key.Run, key.Seq, info.Size)
 		}
@@ -183,7 +193,7 @@ func (m *machine) hold(ctx context.Context, l *look, run ident.RunID) error {
 	if s == nil {
 		return nil
 	}
-	intent, err := m.r.Intent(ctx, m.name, run, s.objects[0].key.Number)
+	intent, err := m.r.Intent(ctx, m.name, run, s.objects[0].number)
 	if errors.Is(err, store.ErrNotFound) {
 		// The run may have ended meanwhile, and another pruner have been here.
 		if state, ended := m.state(ctx, run); ended == nil && state != repo.SlotAbsent {
@@ -244,7 +254,7 @@ func (m *machine) slot(ctx context.Context, run ident.RunID) (repo.Slot, error) 
 func (m *machine) choose(ctx context.Context, l *look) error {
 	for run, s := range l.intents {
 		if _, decided := l.listed[run]; decided {
-			l.victims = l.add(l.victims, s.objects, "its run has ended", nil)
+			m.add(l, run, s, "its run has ended", nil)
 		}
 	}
 	dead := func(run ident.RunID) bool { return l.gone[run] || l.aborted[run] }
@@ -255,11 +265,11 @@ func (m *machine) choose(ctx context.Context, l *look) error {
 		for run, s := range l.data {
 			switch {
 			case l.gone[run]:
-				l.victims = l.add(l.victims, s.objects, "its point was forgotten on "+l.tombs[run].Since.UTC().Format(time.DateOnly), &m.reach)
+				m.add(l, run, s, "its point was forgotten on "+l.tombs[run].Since.UTC().Format(time.DateOnly), &m.reach)
 			case l.aborted[run]:
-				l.victims = l.add(l.victims, s.objects, "its run was aborted", &m.reach)
+				m.add(l, run, s, "its run was aborted", &m.reach)
 			case l.living[run] != nil:
-				l.victims = l.add(l.victims, s.objects, "no manifest names it", &m.reach)
+				m.add(l, run, s, "no manifest names it", &m.reach)
 			}
 		}
 	}
@@ -289,14 +299,13 @@ func (m *machine) walk(ctx context.Context, l *look) error {
 	return nil
 }
 
-// add adds the objects that nothing needs.
-func (l *look) add(victims []Victim, objects []entry, why string, needed *reach) []Victim {
-	for _, o := range objects {
-		if needed == nil || !needed.has(object{o.key.Kind, o.key.Run, o.key.Seq}) {
-			victims = append(victims, Victim{Key: o.key.String(), Bytes: o.bytes, Why: why})
+// add adds the objects of a run that nothing needs to the victims.
+func (m *machine) add(l *look, run ident.RunID, s *stock, why string, needed *reach) {
+	for _, o := range s.objects {
+		if needed == nil || !needed.has(run, o) {
+			l.victims = append(l.victims, Victim{Key: o.key(m.name, run), Bytes: o.bytes, Why: why})
 		}
 	}
-	return victims
 }
 
 func isDataKind(k format.KeyKind) bool {

@@ -52,15 +52,16 @@ func TestEachRuleIsMissedWhenItIsTakenOut(t *testing.T) {
 		return nil, err
 	}
 	if err := m.judge(ctx, l); err != nil {`}}, deadWithoutSlot...)},
-		"slots are deleted with the data": {simulation, []edit{{lookFile, `l.victims = l.add(l.victims, s.objects, "its run was aborted", &m.reach)`,
-			`l.victims = append(l.add(l.victims, s.objects, "its run was aborted", &m.reach), Victim{Key: format.PointKey(m.name, run)})`}}},
+		"slots are deleted with the data": {simulation, []edit{{lookFile, `m.add(l, run, s, "its run was aborted", &m.reach)`,
+			`m.add(l, run, s, "its run was aborted", &m.reach)
+				l.victims = append(l.victims, Victim{Key: format.PointKey(m.name, run)})`}}},
 		"tombstones are deleted with the data": {simulation, []edit{{lookFile, `case l.gone[run]:
-				l.victims`, `case l.gone[run]:
+`, `case l.gone[run]:
 				l.victims = append(l.victims, Victim{Key: format.TombstoneKey(m.name, run, 0)})
-				l.victims`}}},
+`}}},
 		"there is no grace":                          {cases, []edit{{lookFile, "m.now.Sub(tomb.Since) >= format.Grace", "m.now.Sub(tomb.Since) >= 0*format.Grace"}}},
 		"a tombstone can be taken back for ever":     {simulation, []edit{{markFile, "standing(marks, Grace-GraceMargin)", "standing(marks, 0)"}}},
-		"what other points need is not looked for":   {simulation, []edit{{lookFile, "!needed.has(object{o.key.Kind, o.key.Run, o.key.Seq})", "true"}}},
+		"what other points need is not looked for":   {simulation, []edit{{lookFile, "!needed.has(run, o)", "true"}}},
 		"a slot that is not listed is not asked for": {cases, []edit{{lookFile, "state, err := m.state(ctx, run)", "state, err := repo.SlotAbsent, error(nil)"}}},
 		"there is no second look":                    {cases, []edit{oneLook}},
 	} {

@@ -17,37 +17,53 @@ const nodesRememberedBytes = 64 << 20
 // nodeMemoryBytes is about what remembering one takes.
 const nodeMemoryBytes = 160
 
-// object is a pack or a map object of the machine.
-type object struct {
-	kind format.KeyKind
-	run  ident.RunID
-	seq  uint32 // 0 for manifests
-}
-
 // reach is what points need: it only grows.
 type reach struct {
-	r       *repo.Repository
-	name    ident.MachineName
-	src     blockmap.Source
-	roots   map[ident.RunID]bool
-	objects map[object]struct{}
-	nodes   *cache.Cache[format.NodeRef, struct{}]
+	r     *repo.Repository
+	name  ident.MachineName
+	src   blockmap.Source
+	roots map[ident.RunID]bool
+	runs  map[ident.RunID]*needs
+	nodes *cache.Cache[format.NodeRef, struct{}]
+}
+
+// needs is what is needed of one run.
+type needs struct {
+	manifest    bool
+	packs, maps map[uint32]struct{} // by seq
 }
 
 func newReach(r *repo.Repository, name ident.MachineName) reach {
 	return reach{
-		r: r, name: name, src: r.Nodes(name), roots: map[ident.RunID]bool{}, objects: map[object]struct{}{},
+		r: r, name: name, src: r.Nodes(name), roots: map[ident.RunID]bool{}, runs: map[ident.RunID]*needs{},
 		nodes: cache.New[format.NodeRef](nodesRememberedBytes, func(struct{}) int64 { return nodeMemoryBytes }),
 	}
 }
 
-func (x *reach) has(o object) bool {
-	_, ok := x.objects[o]
-	return ok
+// has tells whether an object of a run is needed.
+func (x *reach) has(run ident.RunID, o object) (needed bool) {
+	n := x.runs[run]
+	if n == nil {
+		return false
+	}
+	switch o.kind {
+	case format.KeyManifest:
+		return n.manifest
+	case format.KeyPack:
+		_, needed = n.packs[o.number]
+	case format.KeyMap:
+		_, needed = n.maps[o.number]
+	}
+	return needed
 }
 
-func (x *reach) add(kind format.KeyKind, run ident.RunID, seq uint32) {
-	x.objects[object{kind, run, seq}] = struct{}{}
+func (x *reach) of(run ident.RunID) *needs {
+	n := x.runs[run]
+	if n == nil {
+		n = &needs{packs: map[uint32]struct{}{}, maps: map[uint32]struct{}{}}
+		x.runs[run] = n
+	}
+	return n
 }
 
 // point adds what a point needs. What its own manifest names it has.
@@ -60,13 +76,13 @@ func (x *reach) point(ctx context.Context, record *format.Record) error {
 		return err
 	}
 	for _, d := range p.Dependencies() {
-		x.add(format.KeyManifest, d.Run, 0)
+		x.of(d.Run).manifest = true
 	}
 	for _, e := range p.Manifest().Packs {
-		x.add(format.KeyPack, record.Run, e.Seq)
+		x.of(record.Run).packs[e.Seq] = struct{}{}
 	}
 	for _, e := range p.Manifest().Maps {
-		x.add(format.KeyMap, record.Run, e.Seq)
+		x.of(record.Run).maps[e.Seq] = struct{}{}
 	}
 	for _, d := range record.Mapped() {
 		if d.Map.Node.IsZero() {
@@ -82,7 +98,7 @@ func (x *reach) point(ctx context.Context, record *format.Record) error {
 
 // node adds what a node and all below it refer to.
 func (x *reach) node(ctx context.Context, ref format.NodeRef, level int, first int64) error {
-	x.add(format.KeyMap, ref.Run, ref.Object)
+	x.of(ref.Run).maps[ref.Object] = struct{}{}
 	if _, known := x.nodes.Peek(ref); known {
 		return nil
 	}
@@ -95,7 +111,7 @@ func (x *reach) node(ctx context.Context, ref format.NodeRef, level int, first i
 	}
 	for _, s := range n.Spans {
 		if !s.Zero {
-			x.add(format.KeyPack, s.Loc.Run, s.Loc.Pack)
+			x.of(s.Loc.Run).packs[s.Loc.Pack] = struct{}{}
 		}
 	}
 	for _, c := range n.Children {
