@@ -273,7 +273,7 @@ func (m *machine) choose(ctx context.Context, l *look) error {
 			}
 		}
 	}
-	slices.SortFunc(l.victims, func(a, b Victim) int { return cmp.Or(rank(a.Key)-rank(b.Key), cmp.Compare(a.Key, b.Key)) })
+	slices.SortFunc(l.victims, func(a, b Victim) int { return cmp.Or(a.rank-b.rank, cmp.Compare(a.Key, b.Key)) })
 	return nil
 }
 
@@ -303,7 +303,7 @@ func (m *machine) walk(ctx context.Context, l *look) error {
 func (m *machine) add(l *look, run ident.RunID, s *stock, why string, needed *reach) {
 	for _, o := range s.objects {
 		if needed == nil || !needed.has(run, o) {
-			l.victims = append(l.victims, Victim{Key: o.key(m.name, run), Bytes: o.bytes, Why: why})
+			l.victims = append(l.victims, Victim{Key: o.key(m.name, run), Bytes: o.bytes, Why: why, rank: o.rank()})
 		}
 	}
 }
@@ -312,20 +312,18 @@ func isDataKind(k format.KeyKind) bool {
 	return k == format.KeyPack || k == format.KeyMap || k == format.KeyManifest
 }
 
-// isData reports whether a key of ours names data.
-func isData(key string) bool {
-	k, err := format.ParseKey(key)
-	return err == nil && isDataKind(k.Kind)
-}
-
 // rank orders deletions: what a manifest names goes before it, and what tells of a run goes last.
-func rank(key string) int {
-	k, _ := format.ParseKey(key)
-	switch k.Kind {
+func (o object) rank() int {
+	switch o.kind {
 	case format.KeyManifest:
-		return 1
+		return rankManifest
 	case format.KeyIntent:
-		return 2
+		return rankIntent
 	}
 	return 0
 }
+
+const (
+	rankManifest = 1
+	rankIntent   = 2
+)

@@ -49,6 +49,8 @@ type Victim struct {
 	Key   string `json:"key"`
 	Bytes int64  `json:"bytes"`
 	Why   string `json:"why"`
+
+	rank int // see object.rank
 }
 
 // MachineReport is what became of one machine.
@@ -207,7 +209,7 @@ func (m *machine) remove(ctx context.Context, victims []Victim) error {
 		}
 		m.report.Victims = append(m.report.Victims, batch...)
 		for _, v := range batch {
-			if isData(v.Key) {
+			if v.rank < rankIntent {
 				m.report.StoredBytes -= v.Bytes
 				m.report.StoredObjects--
 			}
