@@ -81,6 +81,10 @@ func (p *program) points(ctx context.Context, machine string, forgotten bool) er
 	if p.json {
 		return p.printJSON(list)
 	}
+	if len(list) == 0 && forgotten {
+		p.say("no forgotten points")
+		return nil
+	}
 	return p.printPoints(list)
 }
 
