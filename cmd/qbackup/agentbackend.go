@@ -201,7 +201,10 @@ func (b *backend) Run(ctx context.Context, name string) {
 	looked := b.ahead.at[name]
 	b.mu.Unlock()
 	if looked != nil {
-		<-looked
+		select {
+		case <-looked:
+		case <-ctx.Done():
+		}
 	}
 	defer func() {
 		b.mu.Lock()

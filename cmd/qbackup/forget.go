@@ -210,7 +210,9 @@ func (p *program) reportForgotten(list []decided, dryRun bool) error {
 func (p *program) forgetPoints(ctx context.Context, f forgetFlags, words []string) error {
 	err := p.markPoints(ctx, f.machines[0], words, marking{
 		verb: "forget", done: "forgotten; qbackup unforget brings it back within six days", dryRun: f.dryRun,
-		mark: func(r *repo.Repository) markFunc { return r.Forget }, unpinned: true,
+		mark: func(r *repo.Repository) markFunc {
+			return func(ctx context.Context, spec repo.MarkSpec) (bool, error) { return prune.ForgetOne(ctx, r, spec) }
+		},
 	})
 	if err != nil || f.dryRun || !f.prune {
 		return err

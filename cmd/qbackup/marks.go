@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,7 +19,7 @@ type marking struct {
 	verb, done string
 	mark       func(*repo.Repository) markFunc
 	forgotten  bool // the points are among the forgotten ones
-	unpinned   bool // pinned ones are refused
+	both       bool // they may be, too
 	dryRun     bool
 }
 
@@ -40,9 +39,9 @@ func (p *program) pinCommand() *cobra.Command {
 		Use:   "pin --machine NAME POINT...",
 		Short: "Keep restore points from being forgotten",
 		Long: `Pin restore points: no policy forgets them, and qbackup forget refuses to, until they are unpinned. A point is named by its
-id or the beginning of it, a time, or latest.`,
+id or the beginning of it, a time, or latest. One that was forgotten less than six days ago is brought back.`,
 		Example: `  qbackup pin --machine web1 latest`,
-	}, marking{verb: "pin", done: "pinned", mark: func(r *repo.Repository) markFunc { return r.Pin }})
+	}, marking{verb: "pin", done: "pinned", both: true, mark: func(r *repo.Repository) markFunc { return r.Pin }})
 }
 
 func (p *program) unpinCommand() *cobra.Command {
@@ -117,26 +116,21 @@ func (p *program) markPoints(ctx context.Context, machine string, words []string
 	return nil
 }
 
-func findMarked(ctx context.Context, repository *repo.Repository, name ident.MachineName, words []string, m marking) ([]ident.RunID, error) {
-	find := findPoint
-	if m.forgotten {
-		find = findForgotten
-	}
-	var pinned []ident.RunID
-	var err error
-	if m.unpinned {
-		if pinned, err = repository.Pinned(ctx, name); err != nil {
-			return nil, err
-		}
-	}
-	var runs []ident.RunID
+func findMarked(ctx context.Context, repository *repo.Repository, name ident.MachineName, words []string, m marking) (runs []ident.RunID, err error) {
 	for _, word := range words {
-		run, err := find(ctx, repository, name, word)
+		var run ident.RunID
+		if m.forgotten {
+			run, err = findForgotten(ctx, repository, name, word)
+		} else {
+			run, err = findPoint(ctx, repository, name, word)
+		}
+		if err != nil && m.both {
+			if hidden, notThereEither := findForgotten(ctx, repository, name, word); notThereEither == nil {
+				run, err = hidden, nil
+			}
+		}
 		if err != nil {
 			return nil, err
-		}
-		if slices.Contains(pinned, run) {
-			return nil, fmt.Errorf("point %s of machine %s is pinned; qbackup unpin leaves it to be forgotten", run, name)
 		}
 		runs = append(runs, run)
 	}

@@ -92,7 +92,7 @@ func (p *program) prune(ctx context.Context, f pruneFlags) error {
 			one.Error = r.Err.Error()
 			failures = append(failures, r.Err)
 			if !p.json {
-				p.failure("", fmt.Errorf("%w; nothing of this machine was deleted", r.Err))
+				p.failure("", untouched(r))
 			}
 		}
 		list = append(list, one)
@@ -104,6 +104,14 @@ func (p *program) prune(ctx context.Context, f pruneFlags) error {
 		return &saidBefore{fmt.Sprintf("%d of %d machines could not be pruned", len(failures), len(reports)), failures[0]}
 	}
 	return nil
+}
+
+// untouched is the error of a machine, and whether anything of it was deleted before.
+func untouched(r prune.MachineReport) error {
+	if len(r.Victims) > 0 {
+		return fmt.Errorf("%w; the next prune goes on", r.Err)
+	}
+	return fmt.Errorf("%w; nothing of this machine was deleted", r.Err)
 }
 
 func (p *program) reportPruned(list []pruned, dryRun bool) error {

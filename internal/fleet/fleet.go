@@ -111,6 +111,9 @@ func (f *Fleet) Backup(ctx context.Context, m Machine, stats *agent.Stats) agent
 			f.o.Note(err.Error())
 		}
 	}
+	if !e.Summary.Point.IsZero() {
+		f.keep(ctx, m)
+	}
 	return e
 }
 
@@ -154,11 +157,7 @@ func (f *Fleet) backup(ctx context.Context, m Machine, stats *agent.Stats) (s ag
 	}
 	o := f.o.Agent
 	o.Stats = stats
-	s, err = agent.Backup(ctx, agent.Job{
+	return agent.Backup(ctx, agent.Job{
 		Machine: m.Name, Repository: repository, State: f.o.State.Repository(repository.ID()), Open: t.Open,
 	}, o)
-	if !s.Point.IsZero() {
-		f.keep(ctx, repository, m)
-	}
-	return s, err
 }

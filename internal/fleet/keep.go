@@ -8,24 +8,25 @@ import (
 
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/prune"
-	"github.com/qbackup/qbackup/internal/repo"
+	"github.com/qbackup/qbackup/internal/retention"
 	"github.com/qbackup/qbackup/internal/state"
 )
 
 // by is who forgets and aborts, in the documents that say so.
 const by = "qbackup"
 
+// keepTime bounds what is spent on a policy, below the time after which a machine counts as hung.
+const keepTime = 10 * time.Minute
+
 // keep forgets the points that the machine's policy does not keep, and remembers how many there are. That it cannot is no
-// failure of the backup before it.
-func (f *Fleet) keep(ctx context.Context, repository *repo.Repository, m Machine) {
-	if m.Keep.Empty() {
+// failure of the backup before it, of which everything is done by now.
+func (f *Fleet) keep(ctx context.Context, m Machine) {
+	if m.Keep.Empty() || ctx.Err() != nil {
 		return
 	}
-	decisions, err := prune.Decide(ctx, repository, m.Name, m.Keep, time.Local)
-	forgotten := 0
-	if err == nil {
-		forgotten, err = prune.Forget(ctx, repository, m.Name, decisions, by, f.o.Agent.Host)
-	}
+	bounded, cancel := context.WithTimeout(ctx, keepTime)
+	defer cancel()
+	decisions, forgotten, err := f.applyPolicy(bounded, m)
 	if ctx.Err() != nil {
 		return
 	}
@@ -55,6 +56,16 @@ func (f *Fleet) keep(ctx context.Context, repository *repo.Repository, m Machine
 	}
 }
 
+func (f *Fleet) applyPolicy(ctx context.Context, m Machine) (decisions []retention.Decision, forgotten int, err error) {
+	f.mu.Lock()
+	repository := f.repository
+	f.mu.Unlock()
+	if decisions, err = prune.Decide(ctx, repository, m.Name, m.Keep, time.Local); err == nil {
+		forgotten, err = prune.Forget(ctx, repository, m.Name, decisions, by, f.o.Agent.Host)
+	}
+	return decisions, forgotten, err
+}
+
 func text(err error) string {
 	if err == nil {
 		return ""
@@ -82,7 +93,9 @@ func (f *Fleet) Prune(ctx context.Context, machines []ident.MachineName, ended f
 	}
 	return errors.Join(err, f.results.UpdateOverall(func(o *state.Overall) {
 		p := &o.Prune
-		p.End, p.Error = f.o.Agent.Clock().UTC(), text(err)
+		if ctx.Err() == nil { // one that was cut short is tried again
+			p.End, p.Error = f.o.Agent.Clock().UTC(), text(err)
+		}
 		p.Objects, p.Bytes, p.RunsAborted = p.Objects+objects, p.Bytes+bytes, p.RunsAborted+aborted
 	}))
 }

@@ -91,5 +91,53 @@ func Forget(ctx context.Context, r *repo.Repository, machine ident.MachineName, 
 			forgotten++
 		}
 	}
-	return forgotten, nil
+	back, err := recallPinned(ctx, r, repo.MarkSpec{Machine: machine, MachineID: doc.ID, By: by, Host: host, Reason: "it was pinned meanwhile"}, runsOf(going))
+	return forgotten - back, err
+}
+
+func runsOf(decisions []retention.Decision) (runs []ident.RunID) {
+	for _, d := range decisions {
+		runs = append(runs, d.Run)
+	}
+	return runs
+}
+
+// recallPinned brings points back that were pinned while they were forgotten: whoever pins looks for tombstones afterwards,
+// whoever forgets looks for pins afterwards, and one of both sees the other.
+func recallPinned(ctx context.Context, r *repo.Repository, spec repo.MarkSpec, runs []ident.RunID) (back int, err error) {
+	pinned, err := r.Pinned(ctx, spec.Machine)
+	if err != nil {
+		return 0, err
+	}
+	for _, run := range runs {
+		if _, found := slices.BinarySearchFunc(pinned, run, ident.RunID.Compare); !found {
+			continue
+		}
+		spec.Run = run
+		if _, err := r.Unforget(ctx, spec); err != nil {
+			return back, err
+		}
+		back++
+	}
+	return back, nil
+}
+
+// ErrPinned: a point that is pinned is not forgotten.
+var ErrPinned = errors.New("the point is pinned; qbackup unpin leaves it to be forgotten")
+
+// ForgetOne forgets a point by its name, unless it is pinned.
+func ForgetOne(ctx context.Context, r *repo.Repository, spec repo.MarkSpec) (changed bool, err error) {
+	if pinned, err := r.Pinned(ctx, spec.Machine); err != nil {
+		return false, err
+	} else if slices.Contains(pinned, spec.Run) {
+		return false, fmt.Errorf("point %s of %s: %w", spec.Run, spec.Machine, ErrPinned)
+	}
+	if changed, err = r.Forget(ctx, spec); err != nil {
+		return changed, err
+	}
+	back, err := recallPinned(ctx, r, spec, []ident.RunID{spec.Run})
+	if err == nil && back > 0 {
+		err = fmt.Errorf("point %s of %s: %w", spec.Run, spec.Machine, ErrPinned)
+	}
+	return changed, err
 }

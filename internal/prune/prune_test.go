@@ -16,6 +16,7 @@ import (
 	"github.com/qbackup/qbackup/internal/repo"
 	"github.com/qbackup/qbackup/internal/repo/format"
 	"github.com/qbackup/qbackup/internal/repo/repotest"
+	"github.com/qbackup/qbackup/internal/retention"
 	"github.com/qbackup/qbackup/internal/store"
 	"github.com/qbackup/qbackup/internal/store/fault"
 )
@@ -411,6 +412,40 @@ func TestAStoreThatReplacesObjectsKeepsWhatARunMayStillPublish(t *testing.T) {
 	}
 	if r := h.prune(); len(r.Aborted) != 1 || len(h.dataOf(dead.Run.ID()))+len(h.dataOf(aborted.Run.ID())) > 0 {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestAPinThatComesWhileAPointIsForgottenWins(t *testing.T) {
+	for _, byName := range []bool{false, true} {
+		h := newHistory(t, 4)
+		victim := h.runs[1]
+		w := h.Through(hooked{h.Mem, func(verb, key string) {
+			if verb == "put" && strings.HasPrefix(key, format.TombstoneKey(web, victim, 0)) && !strings.HasSuffix(key, ".0001") {
+				// It looked for tombstones before this one.
+				if _, err := h.Repo.Pin(context.Background(), h.spec(victim)); err != nil {
+					t.Error(err)
+				}
+			}
+		}})
+		var err error
+		if byName {
+			_, err = ForgetOne(t.Context(), w.Repo, h.spec(victim))
+			if !errors.Is(err, ErrPinned) {
+				t.Errorf("by name: %v", err)
+			}
+		} else {
+			decisions, decideErr := Decide(t.Context(), w.Repo, web, retention.Policy{Last: 1}, time.UTC)
+			if decideErr != nil {
+				t.Fatal(decideErr)
+			}
+			n, forgetErr := Forget(t.Context(), w.Repo, web, decisions, "test", "host1")
+			if forgetErr != nil || n != 2 {
+				t.Errorf("%d forgotten, %v", n, forgetErr)
+			}
+		}
+		if _, err := h.Repo.Record(t.Context(), web, victim); err != nil {
+			t.Errorf("by name %v: the pinned point is gone: %v", byName, err)
+		}
 	}
 }
 

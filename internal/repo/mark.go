@@ -35,9 +35,14 @@ func (r *Repository) Unforget(ctx context.Context, spec MarkSpec) (changed bool,
 	return r.mark(ctx, tombstones, spec, false)
 }
 
-// Pin keeps a point from being forgotten by a policy.
+// Pin keeps a point from being forgotten by a policy. One that is forgotten, or is just being, is brought back, with
+// ErrGraceOver when it is too late for that.
 func (r *Repository) Pin(ctx context.Context, spec MarkSpec) (changed bool, err error) {
-	return r.mark(ctx, pins, spec, true)
+	if changed, err = r.mark(ctx, pins, spec, true); err != nil {
+		return changed, err
+	}
+	back, err := r.mark(ctx, tombstones, spec, false)
+	return changed || back, err
 }
 
 // Unpin takes a pin back.
@@ -67,6 +72,7 @@ func (r *Repository) mark(ctx context.Context, kind markKind, spec MarkSpec, set
 	if err := r.checkWrite(); err != nil {
 		return false, err
 	}
+	late := fmt.Errorf("point %s of %s: %w", spec.Run, spec.Machine, ErrGraceOver)
 	for range markAttempts {
 		s, err := r.standing(ctx, kind, spec.Machine, spec.Run)
 		if err != nil || s.Set == set {
@@ -76,13 +82,21 @@ func (r *Repository) mark(ctx context.Context, kind markKind, spec MarkSpec, set
 		if set == (number%2 == 1) {
 			number++
 		}
+		recall := kind.document == format.KindTombstone && !set
+		if recall && r.clock().Sub(s.Since) >= format.Grace {
+			return false, late // a mark that comes too late must not even be there
+		}
 		if err := r.putMark(ctx, kind, spec, number); err != nil && !errors.Is(err, store.ErrExists) {
 			return false, err
 		}
 		changed = true
-	}
-	if !set && kind.document == format.KindTombstone {
-		return false, fmt.Errorf("point %s of %s: %w", spec.Run, spec.Machine, ErrGraceOver)
+		if !recall {
+			continue
+		}
+		// One that nobody has answered, and that changes nothing, came too late.
+		if s, err = r.standing(ctx, kind, spec.Machine, spec.Run); err == nil && s.Set && s.Next == number+1 {
+			return false, late
+		}
 	}
 	return false, fmt.Errorf("point %s of %s: %w", spec.Run, spec.Machine, ErrConflict)
 }

@@ -59,10 +59,15 @@ func TestAForgottenPointComesBackWithinTheGrace(t *testing.T) {
 	step("forget", w.repo.Forget, true, nil)
 	*now = now.Add(format.Grace - format.GraceMargin)
 	step("unforget too late", w.repo.Unforget, false, ErrGraceOver)
+	if keys := w.keys(format.TombstoneKey(testMachine, run, 0)); len(keys) != 4 {
+		t.Errorf("too late leaves %v", keys)
+	}
+	*now = now.Add(format.GraceMargin)
 	step("and again", w.repo.Unforget, false, ErrGraceOver)
+	step("to pin it", w.repo.Pin, true, ErrGraceOver)
 	visible(false)
 	all, err := w.repo.Tombstones(ctx, testMachine)
-	if err != nil || !all[run].Since.Equal(now.Add(format.GraceMargin-format.Grace)) {
+	if err != nil || !all[run].Since.Equal(now.Add(-format.Grace)) {
 		t.Errorf("forgotten since %v, %v", all, err)
 	}
 }

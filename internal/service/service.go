@@ -61,6 +61,8 @@ type Options struct {
 const (
 	// turn is the longest that the service does not look at the clock.
 	turn = 30 * time.Second
+	// cutTime is how long what was cut short may take to take down what it has set up.
+	cutTime = 5 * time.Minute
 	// extend is how often a stop that takes its time says so.
 	extend = 5 * time.Second
 )
@@ -227,6 +229,7 @@ func (s *service) stop(cut context.CancelFunc) {
 	defer limit.Stop()
 	again := time.NewTicker(extend)
 	defer again.Stop()
+	var giveUp <-chan time.Time // then systemd may end what does not end itself
 	for len(s.running) > 0 {
 		select {
 		case name := <-s.done:
@@ -237,6 +240,10 @@ func (s *service) stop(cut context.CancelFunc) {
 		case <-limit.C:
 			s.Say("cutting short: %s", names(s.running))
 			cut()
+			giveUp = time.After(cutTime)
+		case <-giveUp:
+			s.Say("these do not end: %s", names(s.running))
+			again.Stop()
 		}
 	}
 }

@@ -31,6 +31,7 @@ type cut struct {
 	frozen        bool
 	freezeSeconds float64
 	ended         bool
+	left          bool // the job could not be ended
 
 	// why is the reason for which reads fail, once it was asked for.
 	why     error
@@ -232,14 +233,18 @@ func teardownContext(ctx context.Context) (context.Context, context.CancelFunc) 
 // takeDown ends everything but bitmaps. The job comes before the connections to its
 // NBD server: QEMU 7.2, as of its fix of CVE-2024-7409, dies when a client hangs up by
 // itself and the disk has an I/O thread. The same goes for the death of this process,
-// which is why the guard has the connections, too.
+// which is why the guard has the connections, too. When the job cannot be ended, all is
+// left to the guard, which tries for longer.
 func (c *cut) takeDown(ctx context.Context) error {
 	c.watch.End()
-	var err error
 	if c.begun {
-		err = c.machine.endJob(ctx, c.domain.uuid, c.own)
+		if err := c.endOwnJob(ctx); err != nil {
+			c.left = true
+			return err
+		}
 	}
-	if err == nil && c.space != nil {
+	var err error
+	if c.space != nil {
 		err = removeScratch(c.space.Dir(), c.own)
 	}
 	for _, d := range c.disks {
@@ -251,11 +256,28 @@ func (c *cut) takeDown(ctx context.Context) error {
 	return err
 }
 
+// endOwnJob ends the job, again and again while there is time. A domain that is not there any more has none.
+func (c *cut) endOwnJob(ctx context.Context) error {
+	for {
+		err := c.machine.endJob(ctx, c.domain.uuid, c.own)
+		if err == nil || says(err, saysNoDomain, saysNoDomain2) {
+			return nil
+		}
+		if pause(ctx, endPause) != nil {
+			return err
+		}
+	}
+}
+
 // end gives the domain up.
 func (c *cut) end() {
 	c.ended = true
 	c.space.Close()
-	if c.guard != nil {
+	switch {
+	case c.guard == nil:
+	case c.left:
+		c.guard.Leave()
+	default:
 		// What it may still hold it goes on to undo, and says so itself.
 		_ = c.guard.Done()
 	}

@@ -73,14 +73,17 @@ func Cleanup(ctx context.Context, text json.RawMessage) error {
 	}
 	m := &Machine{o: Options{Domain: l.UUID}, virsh: virsh{program: l.Virsh, uri: l.URI}}
 	err := m.lock(ctx, l.UUID)
+	own := func(other ident.BitmapName) bool { return other == name }
 	if errors.Is(err, state.ErrBusy) {
-		return nil // a run that lives has taken over, and cleaned up
+		// A run that lives has taken over and cleaned up, or a command of the dead one goes on.
+		if files, jobErr := m.backupJob(ctx, l.UUID); jobErr == nil && !belongs(files, own) {
+			return nil
+		}
 	}
 	if err != nil {
 		return err
 	}
 	defer m.unlock()
-	own := func(other ident.BitmapName) bool { return other == name }
 	if err := m.endJob(ctx, l.UUID, own); err != nil && !says(err, saysNoDomain, saysNoDomain2) {
 		return fmt.Errorf("end the backup job: %w", err)
 	}

@@ -13,6 +13,8 @@ const (
 	commandTime = 2 * time.Minute
 	// teardownTime bounds everything that a cut does at its end.
 	teardownTime = 3 * time.Minute
+	// endPause comes before another attempt to end a job.
+	endPause = time.Second
 	// replyBytes bounds what a command may print. The list of QEMU's nodes has about
 	// 1 KiB for each file of each disk.
 	replyBytes = 64 << 20
