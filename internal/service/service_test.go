@@ -27,6 +27,7 @@ type host struct {
 	unfinished map[string]bool
 	takes      map[string]time.Duration // one minute where there is none
 	hangs      bool                     // progress stands still
+	deaf       bool                     // a cut is not heard
 	running    map[string]bool
 	most       int
 	ran        []string // "name@time", and "name cut" for one that was cancelled
@@ -87,9 +88,13 @@ func (h *host) Run(ctx context.Context, name string) {
 	if takes == 0 {
 		takes = time.Minute
 	}
+	cut := ctx.Done()
+	if h.deaf {
+		cut = nil
+	}
 	select {
 	case <-time.After(takes):
-	case <-ctx.Done():
+	case <-cut:
 		h.mu.Lock()
 		h.ran = append(h.ran, name+" cut")
 		h.mu.Unlock()
@@ -240,6 +245,21 @@ func TestAStopWaitsForWhatRunsAndThenCutsItShort(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAStopDoesNotKeepSystemdFromEndingWhatDoesNotEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.add("a", "10 0 * * *")
+		h.takes["a"], h.deaf = 2*time.Hour, true
+		h.serve(h.options(), func() { time.Sleep(11 * time.Minute) })
+		if n := len(h.notifiedOf("EXTEND_TIMEOUT_USEC=")); n < 100 || n > 121 {
+			t.Errorf("more time was asked for %d times", n)
+		}
+		if !slices.ContainsFunc(h.said, func(s string) bool { return strings.Contains(s, "these do not end: [a]") }) {
+			t.Errorf("%q", h.said)
+		}
+	})
 }
 
 func TestAnUpgradeCutsNothingShort(t *testing.T) {
