@@ -42,6 +42,9 @@ func (d *decoder) check(c *Config, checks Checks) {
 	}
 	d.metrics(c.Metrics)
 	d.timetable("limits.upload", c.Limits.Upload)
+	if c.Limits.Parallel < 1 {
+		d.faultAt("limits.parallel", "no machine could be backed up; say 1 or more")
+	}
 }
 
 func (d *decoder) timetable(key string, t Timetable) {

@@ -17,7 +17,7 @@ type Config struct {
 // Credentials say where the keys of a store are. One of File and Systemd is set, or none:
 // then the environment has them, or the machine's role.
 type Credentials struct {
-	File    string `yaml:"file" doc:"an AWS shared credentials file, readable by its owner only"`
+	File    string `yaml:"file" doc:"an AWS shared credentials file, which only its owner and group may read"`
 	Profile string `yaml:"profile" doc:"the section of the credentials file to use"`
 	Systemd string `yaml:"systemd" doc:"name of a systemd credential (LoadCredential=) with the content of such a file"`
 }

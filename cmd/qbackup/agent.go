@@ -100,7 +100,7 @@ func (p *program) agent(ctx context.Context, within time.Duration) error {
 				p.warn("tell systemd: %v", err)
 			}
 		},
-		Say: func(format string, args ...any) { p.warn(format, args...) },
+		Say: p.warn, Note: p.note,
 	})
 	p.keepStoreCounters(b.fleet.Results())
 	return nil

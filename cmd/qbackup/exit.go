@@ -35,7 +35,7 @@ func exitTable() []exitRow {
 	return []exitRow{
 		{exitDone, "done", "done", nil},
 		{exitUsage, "usage", "the command line or the configuration is wrong", []error{errUsage, target.ErrSpec, configs.ErrInvalid, configs.ErrExposed}},
-		{exitNoRepo, "no_repository", "there is no repository at that place", []error{repo.ErrNoRepository, store.ErrNoStore}},
+		{exitNoRepo, state.ClassNoRepository, "there is no repository at that place", []error{repo.ErrNoRepository, store.ErrNoStore}},
 		{exitBusy, "busy", "another qbackup is at work on the machine", []error{state.ErrBusy, agent.ErrRunning}},
 		{exitSome, "some_failed", "a point was made, but some disks or machines failed", []error{errSomeMachines, agent.ErrSomeFailed}},
 		{exitDamage, "damage", "damage was found in the repository", []error{repo.ErrDamaged}},

@@ -40,6 +40,8 @@ newest that has all disks, where there is one. Without rules the policy is that 
 policy loses nothing. Whatever the policy says, these stay: pinned points, points of the last 24 hours before the machine's newest,
 points whose record cannot be read, and of each disk the newest point, and the newest in which no verification found damage.
 
+Points that are named are named by their ids, or the beginning of one, or latest.
+
 With --dry-run nothing is written, and each point is listed with why it stays or goes.`,
 		Example: `  qbackup forget --machine web1 --keep-daily 7 --keep-weekly 4 --dry-run
   qbackup forget --machine web1 06h06an4b5qr1eq94nhtm58sbc
@@ -209,7 +211,7 @@ func (p *program) reportForgotten(list []decided, dryRun bool) error {
 // forgetPoints forgets the points that are named.
 func (p *program) forgetPoints(ctx context.Context, f forgetFlags, words []string) error {
 	err := p.markPoints(ctx, f.machines[0], words, marking{
-		verb: "forget", done: "forgotten; qbackup unforget brings it back within six days", dryRun: f.dryRun,
+		verb: "forget", done: "forgotten; qbackup unforget brings it back within six days", same: "was forgotten before", exact: true, dryRun: f.dryRun,
 		mark: func(r *repo.Repository) markFunc {
 			return func(ctx context.Context, spec repo.MarkSpec) (bool, error) { return prune.ForgetOne(ctx, r, spec) }
 		},

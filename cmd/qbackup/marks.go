@@ -20,6 +20,8 @@ type marking struct {
 	mark       func(*repo.Repository) markFunc
 	forgotten  bool // the points are among the forgotten ones
 	both       bool // they may be, too
+	exact      bool // only ids name them, or latest: no time, which means the point before it
+	same       string
 	dryRun     bool
 }
 
@@ -31,7 +33,7 @@ func (p *program) unforgetCommand() *cobra.Command {
 them go makes them go again at its next turn, unless they are pinned (qbackup pin).`,
 		Example: `  qbackup points --machine web1 --forgotten
   qbackup unforget --machine web1 06h06an4b5qr1eq94nhtm58sbc`,
-	}, marking{verb: "bring back", done: "brought back", forgotten: true, mark: func(r *repo.Repository) markFunc { return r.Unforget }})
+	}, marking{verb: "bring back", done: "brought back", same: "is not forgotten", forgotten: true, mark: func(r *repo.Repository) markFunc { return r.Unforget }})
 }
 
 func (p *program) pinCommand() *cobra.Command {
@@ -41,7 +43,7 @@ func (p *program) pinCommand() *cobra.Command {
 		Long: `Pin restore points: no policy forgets them, and qbackup forget refuses to, until they are unpinned. A point is named by its
 id or the beginning of it, a time, or latest. One that was forgotten less than six days ago is brought back.`,
 		Example: `  qbackup pin --machine web1 latest`,
-	}, marking{verb: "pin", done: "pinned", both: true, mark: func(r *repo.Repository) markFunc { return r.Pin }})
+	}, marking{verb: "pin", done: "pinned", same: "was pinned before", both: true, mark: func(r *repo.Repository) markFunc { return r.Pin }})
 }
 
 func (p *program) unpinCommand() *cobra.Command {
@@ -49,7 +51,7 @@ func (p *program) unpinCommand() *cobra.Command {
 		Use:     "unpin --machine NAME POINT...",
 		Short:   "Leave pinned restore points to the policy again",
 		Example: `  qbackup unpin --machine web1 06h06an4b5qr1eq94nhtm58sbc`,
-	}, marking{verb: "unpin", done: "not pinned any more", mark: func(r *repo.Repository) markFunc { return r.Unpin }})
+	}, marking{verb: "unpin", done: "not pinned any more", same: "was not pinned", mark: func(r *repo.Repository) markFunc { return r.Unpin }})
 }
 
 func (p *program) markCommand(c *cobra.Command, m marking) *cobra.Command {
@@ -69,7 +71,7 @@ func (p *program) markCommand(c *cobra.Command, m marking) *cobra.Command {
 type marked struct {
 	Machine ident.MachineName `json:"machine"`
 	Point   ident.RunID       `json:"point"`
-	Changed bool              `json:"changed"` // false: it was so before
+	Changed bool              `json:"changed"` // false: it was so before, or --dry-run
 }
 
 // markPoints does something to the points that are named. All are found before any is changed.
@@ -97,6 +99,7 @@ func (p *program) markPoints(ctx context.Context, machine string, words []string
 	for _, run := range runs {
 		if m.dryRun {
 			p.say("%s %s: would be %s", name, run, m.done)
+			list = append(list, marked{name, run, false})
 			continue
 		}
 		changed, err := m.mark(repository)(ctx, repo.MarkSpec{Machine: name, MachineID: doc.ID, Run: run, By: "the operator", Host: hostname()})
@@ -107,7 +110,7 @@ func (p *program) markPoints(ctx context.Context, machine string, words []string
 		if changed {
 			p.say("%s %s: %s", name, run, m.done)
 		} else {
-			p.say("%s %s: was so before", name, run)
+			p.say("%s %s: %s", name, run, m.same)
 		}
 	}
 	if p.json {
@@ -128,6 +131,9 @@ func findMarked(ctx context.Context, repository *repo.Repository, name ident.Mac
 			if hidden, notThereEither := findForgotten(ctx, repository, name, word); notThereEither == nil {
 				run, err = hidden, nil
 			}
+		}
+		if err == nil && m.exact && word != "latest" && !strings.HasPrefix(run.String(), strings.ToLower(word)) {
+			err = usagef("%q is no id; to %s a point, name it by its id or the beginning of it, or latest", word, m.verb)
 		}
 		if err != nil {
 			return nil, err

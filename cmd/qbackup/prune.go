@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/qbackup/qbackup/internal/fleet"
 	"github.com/qbackup/qbackup/internal/ident"
 	"github.com/qbackup/qbackup/internal/prune"
 	"github.com/qbackup/qbackup/internal/repo/format"
@@ -75,6 +76,9 @@ func (p *program) prune(ctx context.Context, f pruneFlags) error {
 		}
 	}
 	reports, err := prune.Run(ctx, repository, prune.Options{Machines: machines, DryRun: f.dryRun, By: "prune"})
+	if !f.dryRun {
+		p.rememberPrune(ctx, reports, err)
+	}
 	if err != nil && !errors.Is(err, prune.ErrSomeFailed) {
 		return err
 	}
@@ -104,6 +108,19 @@ func (p *program) prune(ctx context.Context, f pruneFlags) error {
 		return &saidBefore{fmt.Sprintf("%d of %d machines could not be pruned", len(failures), len(reports)), failures[0]}
 	}
 	return nil
+}
+
+// rememberPrune writes down how it ended, on a host that makes backups.
+func (p *program) rememberPrune(ctx context.Context, reports []prune.MachineReport, err error) {
+	local, stateErr := p.openState(false)
+	if stateErr != nil {
+		return // who only prunes has nothing to remember
+	}
+	results := local.Results(p.repository)
+	if noteErr := fleet.RememberPrune(ctx, results, time.Now().UTC(), reports, err); noteErr != nil {
+		p.note("%v", noteErr)
+	}
+	p.keepStoreCounters(results)
 }
 
 // untouched is the error of a machine, and whether anything of it was deleted before.

@@ -59,7 +59,7 @@ is kept as PATH.partial, and the exit code is 21.`,
 	flags.StringVar(&f.disk, "disk", "", "one disk; default: all")
 	flags.StringVar(&f.to, "to", "", "where to: file, block device, folder, or - for standard output")
 	flags.StringVar(&f.extras, "extras", "", "folder for the machine's definition and firmware variables")
-	flags.StringVar(&f.format, "format", "raw", "raw or qcow2")
+	flags.StringVar(&f.format, "format", "", "raw or qcow2 (default raw; must be said when the target is called .qcow2)")
 	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"raw", "qcow2"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that is not there
 	flags.BoolVar(&f.force, "force", false, "replace a file that exists, write to a block device")
 	return c
@@ -73,9 +73,11 @@ func (f restoreFlags) check() (ident.MachineName, error) {
 		return "", usagef("--to is missing")
 	case f.to == "" && f.disk != "":
 		return "", usagef("--disk goes with --to")
-	case f.format != "raw" && f.format != "qcow2":
+	case f.format == "" && strings.HasSuffix(f.to, ".qcow2"):
+		return "", usagef("%s would become a raw file; say --format qcow2, or --format raw if that is meant", f.to)
+	case f.format != "" && f.format != "raw" && f.format != "qcow2":
 		return "", usagef("--format is raw or qcow2, not %q", f.format)
-	case f.to == "-" && f.format != "raw":
+	case f.to == "-" && f.format == "qcow2":
 		return "", usagef("standard output takes --format raw only")
 	}
 	machine, err := ident.ParseMachineName(f.machine)
@@ -103,6 +105,9 @@ func (p *program) restore(ctx context.Context, f restoreFlags) error {
 	machine, err := f.check()
 	if err != nil {
 		return err
+	}
+	if f.format == "" {
+		f.format = "raw"
 	}
 	repository, err := p.openRepository(ctx)
 	if err != nil {

@@ -171,6 +171,10 @@ func (p *program) newFleet(local *state.State) *fleet.Fleet {
 
 // runMachines backs machines up and says how that went.
 func (p *program) runMachines(ctx context.Context, f *fleet.Fleet, machines []fleet.Machine, problems []*fleet.Problem, scheduled bool) error {
+	before := map[ident.MachineName]time.Time{}
+	for _, m := range machines {
+		before[m.Name] = f.Results().Machine(m.Name).Scheduled
+	}
 	began := func(m fleet.Machine) {
 		if scheduled && m.Schedule != "" {
 			p.begun(f.Results(), m, time.Now())
@@ -178,6 +182,10 @@ func (p *program) runMachines(ctx context.Context, f *fleet.Fleet, machines []fl
 	}
 	var print sync.Mutex
 	ended := func(e agent.Ending) {
+		if scheduled && errors.Is(e.Err, repo.ErrNoRepository) {
+			// It is due as soon as there is one.
+			p.begun(f.Results(), fleet.Machine{Name: e.Machine}, before[e.Machine])
+		}
 		print.Lock()
 		defer print.Unlock()
 		p.reportEnding(e)

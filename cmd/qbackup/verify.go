@@ -95,8 +95,8 @@ func (p *program) rememberVerified(r *verify.Report, f verifyFlags) {
 		return
 	}
 	for _, k := range known {
-		if len(f.machines) > 0 && !slices.Contains(f.machines, string(k.Machine)) {
-			continue
+		if k.Latest.Run.IsZero() || len(f.machines) > 0 && !slices.Contains(f.machines, string(k.Machine)) {
+			continue // without points there is nothing that could have been verified
 		}
 		v := state.Verified{Time: time.Now().UTC(), Data: f.data}
 		points := map[ident.RunID]bool{}

@@ -80,7 +80,13 @@ func (f *Fleet) Prune(ctx context.Context, machines []ident.MachineName, ended f
 	if err == nil {
 		reports, err = prune.Run(ctx, repository, prune.Options{Machines: machines, By: by, Ended: ended})
 	}
+	return errors.Join(err, RememberPrune(ctx, f.results, f.o.Agent.Clock().UTC(), reports, err))
+}
+
+// RememberPrune writes down how a prune ended, and what it found of the machines that this host backs up.
+func RememberPrune(ctx context.Context, results *state.Results, now time.Time, reports []prune.MachineReport, err error) error {
 	var objects, bytes, aborted uint64
+	var notes error
 	for _, r := range reports {
 		if r.Deleted {
 			objects += uint64(len(r.Victims))
@@ -88,24 +94,24 @@ func (f *Fleet) Prune(ctx context.Context, machines []ident.MachineName, ended f
 		}
 		aborted += uint64(len(r.Aborted))
 		if r.Err == nil && r.Machine != "" {
-			err = errors.Join(err, f.rememberKept(r))
+			notes = errors.Join(notes, rememberKept(results, now, r))
 		}
 	}
-	return errors.Join(err, f.results.UpdateOverall(func(o *state.Overall) {
+	return errors.Join(notes, results.UpdateOverall(func(o *state.Overall) {
 		p := &o.Prune
 		if ctx.Err() == nil { // one that was cut short is tried again
-			p.End, p.Error = f.o.Agent.Clock().UTC(), text(err)
+			p.End, p.Error = now, text(err)
 		}
 		p.Objects, p.Bytes, p.RunsAborted = p.Objects+objects, p.Bytes+bytes, p.RunsAborted+aborted
 	}))
 }
 
-func (f *Fleet) rememberKept(r prune.MachineReport) error {
-	if f.results.Machine(r.Machine).Attempt.Status == state.StatusNone {
+func rememberKept(results *state.Results, now time.Time, r prune.MachineReport) error {
+	if results.Machine(r.Machine).Attempt.Status == state.StatusNone {
 		return nil // another host's
 	}
-	return f.results.Update(r.Machine, func(v *state.Result) {
-		k, now := &v.Kept, f.o.Agent.Clock().UTC()
+	return results.Update(r.Machine, func(v *state.Result) {
+		k := &v.Kept
 		k.Time, k.Points, k.Oldest, k.Newest = now, r.Points, r.Oldest, r.Newest
 		k.PrunedAt, k.StoredBytes = now, r.StoredBytes
 	})

@@ -54,8 +54,8 @@ type Options struct {
 	Outdated func() bool
 	// Notify tells systemd; see sd_notify(3).
 	Notify func(state string)
-	// Say is told what an operator should know.
-	Say func(format string, args ...any)
+	// Say is told what an operator should look after, Note what else he may want to know.
+	Say, Note func(format string, args ...any)
 }
 
 const (
@@ -97,7 +97,7 @@ func Run(ctx context.Context, b Backend, o Options) {
 	defer pings.Stop()
 	for {
 		if s.outdated() && len(s.running) == 0 {
-			s.Say("another version was installed; this one ends so that it can start")
+			s.Note("another version was installed; this one ends so that it can start")
 			s.Notify("STOPPING=1")
 			return
 		}
@@ -181,7 +181,7 @@ func (s *service) reload(ctx context.Context) {
 	if err := s.backend.Reload(ctx); err != nil {
 		s.Say("the new configuration is not taken, the old one holds: %v", err)
 	} else {
-		s.Say("the configuration was read again")
+		s.Note("the configuration was read again")
 	}
 	s.Notify("READY=1")
 }

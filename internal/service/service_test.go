@@ -126,6 +126,7 @@ func (h *host) options() Options {
 		Parallel: func() int { return 2 }, StopWithin: 5 * time.Minute, Stall: 20 * time.Minute,
 		Notify: func(state string) { h.mu.Lock(); h.notified = append(h.notified, state); h.mu.Unlock() },
 		Say:    func(format string, args ...any) { h.said = append(h.said, fmt.Sprintf(format, args...)) },
+		Note:   func(format string, args ...any) { h.said = append(h.said, fmt.Sprintf(format, args...)) },
 	}
 }
 

@@ -41,10 +41,14 @@ type Result struct {
 	Kept Kept `json:"kept,omitzero"`
 }
 
+// ClassNoRepository is the class of an attempt for which there was no repository yet.
+const ClassNoRepository = "no_repository"
+
 // Unfinished tells whether what was begun because it was due did not come to its end, or
-// still runs.
+// still runs, or could not begin before somebody has made the repository.
 func (r Result) Unfinished() bool {
-	return r.Attempt.End.Before(r.Scheduled) || r.Attempt.Status == StatusInterrupted && !r.Attempt.Start.Before(r.Scheduled)
+	ended := r.Attempt.Status == StatusInterrupted || r.Attempt.Class == ClassNoRepository
+	return r.Attempt.End.Before(r.Scheduled) || ended && !r.Attempt.Start.Before(r.Scheduled)
 }
 
 // Attempt is one run, or what kept one from beginning.
